@@ -1,0 +1,1 @@
+//! `mongoId`: one text for each `_id` that MongoDB takes for one.

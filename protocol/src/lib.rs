@@ -1,0 +1,12 @@
+//! The wire between a Tidewire server and its clients, and nothing else: positions, changes, pages,
+//! errors, and the encodings of keys and documents. No I/O, no runtime, no driver.
+
+pub mod error;
+pub mod key;
+pub mod page;
+pub mod payload;
+pub mod position;
+
+pub use error::{ErrorBody, ErrorCode, ResyncReason};
+pub use page::{Change, ChangeKind, PullPage};
+pub use position::Position;

@@ -1,0 +1,1 @@
+//! Documents as JSON and as canonical Extended JSON, straight from raw BSON.

@@ -1,0 +1,85 @@
+//! What is stored: changes and the state that commits with them. Not the wire's types.
+
+use bson::RawDocumentBuf;
+use bson::raw::RawDocument;
+use tidewire_protocol::Position;
+
+/// A collection's number in this log; never reused, not the same in another log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CollectionId(pub u32);
+
+/// A change to append. Positions must ascend strictly from append to append.
+#[derive(Clone, Copy, Debug)]
+pub struct NewChange<'a> {
+    /// Where it stands.
+    pub position: Position,
+    /// When the source wrote it, milliseconds since 1970.
+    pub wall_time_ms: i64,
+    /// Whose document.
+    pub collection: CollectionId,
+    /// The document's key: [`super::sort_key`] of its `_id`.
+    pub key: &'a [u8],
+    /// The document, whole, or the key of the one that is gone.
+    pub body: Body<'a>,
+    /// The channels the document is in after the change, sorted and without doubles; empty on a
+    /// delete.
+    pub channels: &'a [String],
+    /// The fingerprint of the rules (channels, excluded fields) under which this was appended.
+    pub rules: u64,
+}
+
+/// The document after a change.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// The whole document.
+    Upsert(&'a RawDocument),
+    /// The document is gone; `{_id: …}` alone.
+    Delete(&'a RawDocument),
+}
+
+/// The latest change of a document, the writer's uncommitted ones included.
+#[derive(Clone, Debug)]
+pub struct Latest {
+    /// Where that change stands.
+    pub position: Position,
+    /// The document; `None` when the change was a delete.
+    pub document: Option<RawDocumentBuf>,
+    /// The channels it is in, sorted.
+    pub channels: Vec<String>,
+    /// The rules under which it was appended.
+    pub rules: u64,
+}
+
+/// How far the tail has come; commits with the changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TailState {
+    /// MongoDB's resume token, whole (`{_data: …}`); `None` before the first.
+    pub resume_token: Option<RawDocumentBuf>,
+    /// Every event up to this cluster time is in the log.
+    pub high_water: u64,
+}
+
+/// How far the copy (or another reconcile) of a collection has come; commits with the changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CopyState {
+    /// The last key that is done, exclusive start of the rest; `None`: nothing is done.
+    pub done_through: Option<Vec<u8>>,
+    /// The last `_id` that is done, as `{_id: …}`.
+    pub done_through_id: Option<RawDocumentBuf>,
+    /// Documents read.
+    pub documents: u64,
+    /// The whole collection is done.
+    pub finished: bool,
+    /// The rules under which the copy runs or ran.
+    pub rules: u64,
+}
+
+/// The end of what is committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Everything at or before it is in the log: the last change, or, where it is later, the end of
+    /// the stream ordinals (`RECONCILE_ORDINAL_FIRST - 1`) of the tail's high water.
+    pub position: Position,
+    /// Number of the last change in this log.
+    pub seq: u64,
+}

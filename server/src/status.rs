@@ -1,0 +1,58 @@
+//! What the parts say about themselves: written by capture, shown by serve and the operator's program.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+
+/// Where capture stands. Published through a watch: readers see the latest state, not each one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SourceStatus {
+    /// What capture is doing.
+    pub phase: SourcePhase,
+    /// Copies that are not finished, by collection name.
+    pub copies: BTreeMap<String, CopyProgress>,
+    /// The source's own time when last heard of (cluster time, 0 before).
+    pub operation_time: u64,
+    /// Everything up to this cluster time is in the log (0 before).
+    pub high_water: u64,
+    /// The source was last heard of at this moment (milliseconds since 1970, 0 before).
+    pub heard_at_ms: i64,
+    /// Why the stream is not running, for people.
+    pub trouble: Option<String>,
+}
+
+/// What capture is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourcePhase {
+    /// Not connected yet.
+    #[default]
+    Connecting,
+    /// The first copy runs; the tail runs too. Nothing is served.
+    Copying,
+    /// The log follows the source.
+    Following,
+    /// The source can't be reached; what the log has is served.
+    Unreachable,
+    /// Stopped for a reason that needs a person.
+    Failed,
+}
+
+/// How far the copy of one collection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// Documents read so far.
+    pub documents: u64,
+    /// The source's estimate of how many there are.
+    pub documents_total: u64,
+}
+
+/// The writing end, held by capture.
+pub type StatusSender = watch::Sender<SourceStatus>;
+/// The reading end.
+pub type StatusReceiver = watch::Receiver<SourceStatus>;
+
+/// A new pair.
+#[must_use]
+pub fn channel() -> (StatusSender, StatusReceiver) {
+    watch::channel(SourceStatus::default())
+}
