@@ -1,1 +1,3 @@
 //! The room `capture`.
+
+pub mod patch;
