@@ -1,1 +1,7 @@
-//! Room of `ops`.
+//! The operator's tools, as a library: real MongoDB replica sets on this machine, sample data and a
+//! trickle of writes, tokens, the independent comparison, and the whole stack at once. Unix only.
+
+pub mod mongod;
+pub mod ports;
+pub mod process;
+pub mod token;

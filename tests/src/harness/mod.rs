@@ -1,0 +1,41 @@
+//! Real parts, started and ended by tests: MongoDB, the server, the client, a network that fails.
+//!
+//! Every test runs in a process of its own and starts its own mongod (about a second): tests then
+//! share nothing, run side by side, and may kill what they like.
+
+mod client;
+mod mongo;
+mod proxy;
+mod server;
+mod wait;
+
+pub use client::Client;
+pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
+pub use proxy::Proxy;
+pub use server::{Server, ServerOptions, collection};
+pub use tidewire_ops::token::{Claims, sign};
+pub use wait::{eventually, seed};
+
+use std::path::PathBuf;
+
+/// The secret of every test's server.
+pub const SECRET: &str = "a secret for tests, long enough for HS256";
+
+/// A program of the workspace, built before the tests by `tidewire-ops check`
+/// (`cargo build --workspace --bins`).
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let variable = format!("CARGO_BIN_EXE_{name}");
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    // target/<profile>/deps/<test> → target/<profile>/<program>
+    let test = std::env::current_exe().expect("the path of the test");
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("the target folder");
+    let path = profile.join(name);
+    assert!(path.is_file(), "{} is missing: cargo build --workspace --bins", path.display());
+    path
+}

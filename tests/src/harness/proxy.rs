@@ -1,0 +1,147 @@
+//! A TCP proxy on loopback that can cut, delay and swallow what goes through it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// What the network does to the bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weather {
+    delay: Duration,
+    black_hole: bool,
+    refuse: bool,
+    /// Connections of earlier ages are cut.
+    age: u64,
+}
+
+/// A running proxy. Ends when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    weather: watch::Sender<Weather>,
+    accepted: Arc<AtomicUsize>,
+    _running: DropGuard,
+}
+
+impl Proxy {
+    /// Forwards everything to `target` (`host:port`) until told otherwise.
+    ///
+    /// # Panics
+    /// When there is no port to be had.
+    pub async fn to(target: impl Into<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let (weather, seen) = watch::channel(Weather::default());
+        let ending = CancellationToken::new();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&accepted);
+        let (target, running) = (target.into(), ending.clone());
+        tokio::spawn(async move {
+            let accept = accept_all(listener, target, seen, counter, running.clone());
+            running.run_until_cancelled(accept).await;
+        });
+        Self { address, weather, accepted, _running: ending.drop_guard() }
+    }
+
+    /// Where it listens: `127.0.0.1:port`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `http://127.0.0.1:port`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// How many connections came so far.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Cuts every connection that there is; new ones work.
+    pub fn cut(&self) {
+        self.weather.send_modify(|weather| weather.age += 1);
+    }
+
+    /// Refuses new connections (they are closed at once) and cuts the old, or stops doing so.
+    pub fn refuse(&self, refuse: bool) {
+        self.weather.send_modify(|weather| {
+            weather.refuse = refuse;
+            weather.age += u64::from(refuse);
+        });
+    }
+
+    /// Holds every chunk back for so long, each way.
+    pub fn delay(&self, delay: Duration) {
+        self.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// Keeps connections open and lets nothing through, or lets it through again.
+    pub fn black_hole(&self, swallow: bool) {
+        self.weather.send_modify(|weather| weather.black_hole = swallow);
+    }
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    target: String,
+    weather: watch::Receiver<Weather>,
+    accepted: Arc<AtomicUsize>,
+    ending: CancellationToken,
+) {
+    while let Ok((near, _)) = listener.accept().await {
+        accepted.fetch_add(1, Ordering::Relaxed);
+        if weather.borrow().refuse {
+            continue;
+        }
+        let (target, weather, ending) = (target.clone(), weather.clone(), ending.clone());
+        tokio::spawn(async move {
+            let connection = connect(near, target, weather);
+            ending.run_until_cancelled(connection).await;
+        });
+    }
+}
+
+async fn connect(near: TcpStream, target: String, mut weather: watch::Receiver<Weather>) {
+    let Ok(far) = TcpStream::connect(&target).await else { return };
+    let _ = (near.set_nodelay(true), far.set_nodelay(true));
+    let age = weather.borrow().age;
+    let (near_in, near_out) = near.into_split();
+    let (far_in, far_out) = far.into_split();
+    tokio::select! {
+        () = forward(near_in, far_out, weather.clone()) => {}
+        () = forward(far_in, near_out, weather.clone()) => {}
+        _ = weather.wait_for(|weather| weather.age != age) => {}
+    }
+}
+
+async fn forward(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut weather: watch::Receiver<Weather>,
+) {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        let delay = weather.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if weather.wait_for(|weather| !weather.black_hole).await.is_err() {
+            return;
+        }
+        if to.write_all(&chunk[..read]).await.is_err() {
+            return;
+        }
+    }
+}

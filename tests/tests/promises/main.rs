@@ -1,0 +1,3 @@
+//! The promises, each tested against real parts. One binary; files are named for the promise.
+
+mod harness;
