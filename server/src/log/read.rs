@@ -1,9 +1,17 @@
 //! The one read that pull, long poll, push and replay share.
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::Connection;
 use tidewire_protocol::{Position, ResyncReason};
 use tokio::sync::watch;
 
+use super::record::head_position;
 use super::{Body, Cursor, Head, LogError};
+
+/// Connections kept open for the next reader.
+const IDLE_CONNECTIONS_MAX: usize = 8;
 
 /// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,20 +102,148 @@ pub enum ReadError {
     Log(#[from] LogError),
 }
 
+impl From<rusqlite::Error> for ReadError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Log(error.into())
+    }
+}
+
 /// Reads the log; cheap to clone, usable from any thread, blocking.
 #[derive(Clone, Debug)]
-pub struct Reader {}
+pub struct Reader {
+    shared: Arc<Shared>,
+}
 
-#[expect(missing_docs, clippy::unused_self, reason = "signatures; the store follows")]
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// Idle connections, at most [`IDLE_CONNECTIONS_MAX`].
+    idle: Mutex<Vec<Connection>>,
+    head: watch::Receiver<Head>,
+    /// Keeps the watch of a reader without a writer open.
+    _alone: Option<watch::Sender<Head>>,
+}
+
 impl Reader {
-    pub fn head(&self) -> watch::Receiver<Head> {
-        unimplemented!()
+    pub(super) fn beside_writer(path: PathBuf, head: watch::Receiver<Head>) -> Self {
+        let shared = Shared { path, idle: Mutex::default(), head, _alone: None };
+        Self { shared: Arc::new(shared) }
     }
+
+    /// Opens the log in `dir` to read it from another process than the writer's, or with none
+    /// running. The head is the one at this moment.
+    ///
+    /// # Errors
+    /// [`LogError::Unreadable`] when there is no log or none that this version reads.
+    pub fn open(dir: &Path) -> Result<Self, LogError> {
+        let path = super::schema::log_path(dir);
+        let conn = super::schema::open_to_read(&path)?;
+        let state = LogState::read(&conn)?;
+        let (sender, head) = watch::channel(state.head);
+        let shared = Shared { path, idle: Mutex::new(vec![conn]), head, _alone: Some(sender) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The end of what is committed; notified after each commit that moved it.
+    #[must_use]
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.shared.head.clone()
+    }
+
+    /// Reads one page and gives each entry to `emit`, in position order. All of it is one snapshot
+    /// of the log.
+    ///
+    /// # Errors
+    /// [`ReadError`]; entries given before an error are void.
     pub fn page(
         &self,
-        _request: &PageRequest<'_>,
-        _emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
+        request: &PageRequest<'_>,
+        emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<PageEnd, ReadError> {
-        unimplemented!()
+        self.with_snapshot(|conn| super::page::read(conn, request, emit))
+    }
+
+    /// Gives every change that is still there through `through` (inclusive; `None`: to the head) to
+    /// `emit`, in position order: applied in that order they are the source at `through`.
+    /// Returns the position reached. `emit` ends it early with [`Flow::Full`].
+    ///
+    /// # Errors
+    /// [`ReadError::Resync`] when changes at or before `through` have been compacted beyond it;
+    /// [`ReadError::Ahead`] when the log does not reach `through`.
+    pub fn replay(
+        &self,
+        through: Option<Position>,
+        scope: &Scope<'_>,
+        emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
+    ) -> Result<Position, ReadError> {
+        self.with_snapshot(|conn| super::page::replay(conn, through, scope, emit))
+    }
+
+    /// Runs `read` on one snapshot of the log.
+    pub(super) fn with_snapshot<T, E: From<LogError>>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let idle = self.idle().pop();
+        let conn = match idle {
+            Some(conn) => conn,
+            None => super::schema::open_to_read(&self.shared.path)?,
+        };
+        conn.execute_batch("BEGIN").map_err(LogError::from)?;
+        let result = read(&conn);
+        // A connection whose transaction does not end is not used again.
+        if conn.execute_batch("COMMIT").is_ok() {
+            let mut idle = self.idle();
+            if idle.len() < IDLE_CONNECTIONS_MAX {
+                idle.push(conn);
+            }
+        }
+        result
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        self.shared.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The log's own row, read in a snapshot.
+#[derive(Clone, Debug)]
+pub(super) struct LogState {
+    pub(super) log_id: u64,
+    pub(super) source: String,
+    pub(super) head: Head,
+    pub(super) last: Position,
+    pub(super) high_water: u64,
+    /// The tail's first high water: what was before it is unknown.
+    pub(super) origin: u64,
+    /// Superseded changes and tombstones through this change may be gone.
+    pub(super) compacted_seq: u64,
+    /// That change's position.
+    pub(super) trim: Position,
+}
+
+impl LogState {
+    pub(super) fn read(conn: &Connection) -> Result<Self, LogError> {
+        let state = conn
+            .prepare_cached(
+                "SELECT log_id, source, seq, cluster_time, ordinal, high_water, origin,
+                 compacted_seq, trim_time, trim_ordinal FROM log",
+            )?
+            .query_row([], |row| {
+                let unsigned = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+                let last = Position::new(unsigned(3)?, row.get(4)?);
+                let high_water = unsigned(5)?;
+                Ok(Self {
+                    log_id: unsigned(0)?,
+                    source: row.get(1)?,
+                    head: Head { position: head_position(last, high_water), seq: unsigned(2)? },
+                    last,
+                    high_water,
+                    origin: unsigned(6)?,
+                    compacted_seq: unsigned(7)?,
+                    trim: Position::new(unsigned(8)?, row.get(9)?),
+                })
+            })?;
+        Ok(state)
     }
 }

@@ -4,6 +4,9 @@ use bson::RawDocumentBuf;
 use bson::raw::RawDocument;
 use tidewire_protocol::Position;
 
+use super::LogError;
+use super::postings::take_varint;
+
 /// A collection's number in this log; never reused, not the same in another log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CollectionId(pub u32);
@@ -82,4 +85,38 @@ pub struct Head {
     pub position: Position,
     /// Number of the last change in this log.
     pub seq: u64,
+}
+
+/// `changes.kind`: the whole document.
+pub(super) const KIND_UPSERT: i64 = 0;
+/// `changes.kind`: a tombstone.
+pub(super) const KIND_DELETE: i64 = 1;
+
+/// The end of what is committed: the last change, or the end of the stream ordinals of the high water.
+pub(super) fn head_position(last: Position, high_water: u64) -> Position {
+    if high_water == 0 {
+        return last;
+    }
+    last.max(Position::new(high_water, Position::RECONCILE_ORDINAL_FIRST - 1))
+}
+
+/// What a row's checksum must be: CRC-32 of its position and its document.
+pub(super) fn checksum(position: Position, document: &[u8]) -> i64 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&position.cluster_time.to_be_bytes());
+    hasher.update(&position.ordinal.to_be_bytes());
+    hasher.update(document);
+    i64::from(hasher.finalize())
+}
+
+/// The channels of a row.
+pub(super) fn channel_ids(mut stored: &[u8]) -> Result<Vec<u32>, LogError> {
+    let mut ids = Vec::with_capacity(4);
+    while !stored.is_empty() {
+        let id = take_varint(&mut stored)
+            .and_then(|id| u32::try_from(id).ok())
+            .ok_or_else(|| LogError::Damaged("a change's channels are cut".to_owned()))?;
+        ids.push(id);
+    }
+    Ok(ids)
 }

@@ -1,1 +1,195 @@
-//! The tables of the store.
+//! The tables of the store, and how its file is opened.
+//!
+//! | table | one row is | key |
+//! |---|---|---|
+//! | `log` | the log itself: identity, head, tail, trim point | there is one |
+//! | `changes` | a change, its document as raw BSON | `seq`, ascending with the position |
+//! | `latest` | the latest change of a document | collection, sort key |
+//! | `channels` | a channel of a collection | id; found by the hash of its name |
+//! | `postings` | a run of changes that touch a channel | channel, first `seq` |
+//! | `collections` | a collection and how far its copy has come | id |
+//! | `unsettled` | a stretch of the log in which a copy was under way | first `seq` |
+//!
+//! Numbers without sign (cluster times, hashes) are stored as the `i64` of the same bits and are
+//! never compared by SQL.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::LogError;
+
+/// Marks the file as ours (`PRAGMA application_id`): "TIDE".
+const APPLICATION_ID: i32 = 0x5449_4445;
+/// The version of the tables (`PRAGMA user_version`).
+const FORMAT_VERSION: i32 = 1;
+/// The writer's page cache, KiB.
+const WRITER_CACHE_KIB: i32 = 24 * 1024;
+/// Each reader's page cache, KiB.
+const READER_CACHE_KIB: i32 = 2 * 1024;
+/// Checkpoint when the write-ahead log has this many pages (32 MiB).
+const CHECKPOINT_PAGES: i32 = 4096;
+/// Statements kept prepared on a connection.
+const STATEMENTS_MAX: usize = 48;
+/// Waits this long for another connection's lock, ms; only checkpoints and backups take one.
+const BUSY_TIMEOUT_MS: u64 = 10_000;
+
+const TABLES: &str = "
+CREATE TABLE log (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    log_id INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    seq INTEGER NOT NULL DEFAULT 0,
+    cluster_time INTEGER NOT NULL DEFAULT 0,
+    ordinal INTEGER NOT NULL DEFAULT 0,
+    high_water INTEGER NOT NULL DEFAULT 0,
+    resume_token BLOB,
+    origin INTEGER NOT NULL DEFAULT 0,
+    compacted_seq INTEGER NOT NULL DEFAULT 0,
+    trim_time INTEGER NOT NULL DEFAULT 0,
+    trim_ordinal INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE changes (
+    seq INTEGER PRIMARY KEY,
+    cluster_time INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    wall_time INTEGER NOT NULL,
+    collection INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    previous INTEGER NOT NULL,
+    rules INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    channels BLOB NOT NULL,
+    document BLOB NOT NULL
+);
+CREATE TABLE latest (
+    collection INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (collection, key)
+) WITHOUT ROWID;
+CREATE TABLE channels (
+    id INTEGER PRIMARY KEY,
+    collection INTEGER NOT NULL,
+    hash INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    UNIQUE (collection, hash)
+);
+CREATE TABLE postings (
+    channel INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL,
+    entries BLOB NOT NULL,
+    PRIMARY KEY (channel, first_seq)
+) WITHOUT ROWID;
+CREATE TABLE collections (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    copying INTEGER,
+    done_through BLOB,
+    done_through_id BLOB,
+    documents INTEGER NOT NULL DEFAULT 0,
+    rules INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE unsettled (
+    from_seq INTEGER PRIMARY KEY,
+    through_seq INTEGER
+);
+";
+
+/// The log's file in a data folder.
+pub(super) fn log_path(dir: &Path) -> PathBuf {
+    dir.join("log.db")
+}
+
+/// Opens the log's file to write, making it when it is not there.
+pub(super) fn open_to_write(dir: &Path, source: &str) -> Result<Connection, LogError> {
+    let path = log_path(dir);
+    let fresh = !path.exists();
+    let conn = Connection::open_with_flags(
+        &path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(|error| unreadable(&path, &error))?;
+    if fresh {
+        conn.pragma_update(None, "page_size", 8192)?;
+    }
+    conn.pragma_update(None, "journal_mode", "wal").map_err(|error| unreadable(&path, &error))?;
+    conn.pragma_update(None, "synchronous", "normal")?;
+    conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    prepare(&conn)?;
+    let version: i32 = conn
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(|error| unreadable(&path, &error))?;
+    if version == 0 {
+        create(&conn, &path, source)?;
+    }
+    check(&conn, &path)?;
+    Ok(conn)
+}
+
+fn create(conn: &Connection, path: &Path, source: &str) -> Result<(), LogError> {
+    let tables: i64 = conn
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(|error| unreadable(path, &error))?;
+    if tables != 0 {
+        return Err(LogError::Unreadable {
+            path: path.to_owned(),
+            reason: "it holds other tables".to_owned(),
+        });
+    }
+    let log_id = rand::random::<u64>().cast_signed();
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    conn.execute_batch(TABLES)?;
+    conn.execute("INSERT INTO log (id, log_id, source) VALUES (1, ?1, ?2)", (log_id, source))?;
+    conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+    conn.pragma_update(None, "user_version", FORMAT_VERSION)?;
+    conn.execute_batch("COMMIT")?;
+    Ok(())
+}
+
+/// Opens the log's file to read, beside a writer or alone.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, LogError> {
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(|error| unreadable(path, &error))?;
+    conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+    prepare(&conn)?;
+    check(&conn, path)?;
+    Ok(conn)
+}
+
+fn prepare(conn: &Connection) -> Result<(), LogError> {
+    conn.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(())
+}
+
+fn check(conn: &Connection, path: &Path) -> Result<(), LogError> {
+    let pragma = |name: &str| {
+        conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0))
+            .map_err(|error| unreadable(path, &error))
+    };
+    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+    if application != APPLICATION_ID {
+        return Err(LogError::Unreadable {
+            path: path.to_owned(),
+            reason: "it is some other SQLite file".to_owned(),
+        });
+    }
+    if version != FORMAT_VERSION {
+        return Err(LogError::Unreadable {
+            path: path.to_owned(),
+            reason: format!("its format is {version}, this version reads {FORMAT_VERSION}"),
+        });
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path, error: &rusqlite::Error) -> LogError {
+    LogError::Unreadable { path: path.to_owned(), reason: error.to_string() }
+}

@@ -1,11 +1,30 @@
 //! The one writer.
+//!
+//! Everything between two commits is one transaction of the store: changes, postings, the latest
+//! change of each document, the tail's resume token and the progress of copies. The head is told to
+//! readers after the commit and never before.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
+use bson::raw::{RawDocument, RawDocumentBuf};
+use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::Position;
+use tokio::sync::watch;
 
-use super::{CollectionId, CopyState, Head, Latest, LogError, NewChange, Reader, TailState};
+use super::cursor::name_hash;
+use super::postings::{Gathered, put_varint};
+use super::record::{KIND_DELETE, KIND_UPSERT, channel_ids, checksum, head_position};
+use super::{
+    Body, CollectionId, CopyState, Head, Latest, LogError, NewChange, Reader, TailState, schema,
+};
+
+/// Channels whose numbers are kept in memory.
+const CHANNELS_CACHED_MAX: usize = 50_000;
+/// Largest document that a row takes, bytes: MongoDB's own bound and some room for its envelope.
+pub(super) const DOCUMENT_LEN_MAX: usize = 17 * 1024 * 1024;
 
 /// How a log is opened.
 #[derive(Clone, Debug)]
@@ -27,55 +46,588 @@ pub struct KeyEntry {
     pub live: bool,
 }
 
-/// The log's one writer.
+/// The log's one writer. Dropped without a commit, what was appended since the last is gone.
 #[derive(Debug)]
-pub struct Writer {}
+pub struct Writer {
+    pub(super) conn: Connection,
+    /// Held as long as we live: a second writer on the folder is refused.
+    _lock: File,
+    pub(super) retention: Duration,
+    head: Head,
+    head_sender: watch::Sender<Head>,
+    /// Committed.
+    tail: TailState,
+    /// To be committed.
+    next_tail: Option<TailState>,
+    collections: HashMap<String, CollectionId>,
+    copies: HashMap<CollectionId, CopyState>,
+    channels: HashMap<(CollectionId, String), u32>,
+    gathered: Gathered,
+    in_transaction: bool,
+    /// The last change, committed or not.
+    last_seq: u64,
+    last_position: Position,
+    /// What [`Writer::latest`] last found, so that the append that follows need not look again.
+    looked_up: Option<LookedUp>,
+}
 
-#[expect(missing_docs, clippy::unused_self, reason = "signatures; the store follows")]
+#[derive(Debug)]
+struct LookedUp {
+    collection: CollectionId,
+    key: Vec<u8>,
+    previous: Option<Previous>,
+}
+
+/// The change that an append supersedes.
+#[derive(Clone, Debug)]
+struct Previous {
+    seq: u64,
+    channels: Vec<u8>,
+}
+
 impl Writer {
-    pub fn open(_dir: &Path, _options: &LogOptions) -> Result<(Self, Reader), LogError> {
-        unimplemented!()
+    /// Opens the log in `dir`, making both where they are missing. The folder stays locked until the
+    /// writer is dropped or the process dies.
+    ///
+    /// # Errors
+    /// [`LogError::InUse`], [`LogError::OtherSource`], [`LogError::Unreadable`], [`LogError::Io`].
+    pub fn open(dir: &Path, options: &LogOptions) -> Result<(Self, Reader), LogError> {
+        let io = |source| LogError::Io { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("lock"))
+            .map_err(io)?;
+        lock.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => LogError::InUse(dir.to_owned()),
+            std::fs::TryLockError::Error(source) => io(source),
+        })?;
+        let conn = schema::open_to_write(dir, &options.source)?;
+        let found: String = conn.query_row("SELECT source FROM log", [], |row| row.get(0))?;
+        if found != options.source {
+            let (dir, wanted) = (dir.to_owned(), options.source.clone());
+            return Err(LogError::OtherSource { dir, found, wanted });
+        }
+        let (head_sender, head_receiver) = watch::channel(Head::default());
+        let mut writer = Self {
+            conn,
+            _lock: lock,
+            retention: options.retention,
+            head: Head::default(),
+            head_sender,
+            tail: TailState::default(),
+            next_tail: None,
+            collections: HashMap::new(),
+            copies: HashMap::new(),
+            channels: HashMap::new(),
+            gathered: Gathered::default(),
+            in_transaction: false,
+            last_seq: 0,
+            last_position: Position::ZERO,
+            looked_up: None,
+        };
+        writer.load()?;
+        let reader = Reader::beside_writer(schema::log_path(dir), head_receiver);
+        Ok((writer, reader))
     }
-    pub fn collection(&mut self, _name: &str) -> Result<CollectionId, LogError> {
-        unimplemented!()
+
+    /// Takes over what is committed, forgetting what is not.
+    fn load(&mut self) -> Result<(), LogError> {
+        let (seq, last, high_water, token) = self.conn.query_row(
+            "SELECT seq, cluster_time, ordinal, high_water, resume_token FROM log",
+            [],
+            |row| {
+                let cluster_time = row.get::<_, i64>(1)?.cast_unsigned();
+                Ok((
+                    row.get::<_, i64>(0)?.cast_unsigned(),
+                    Position::new(cluster_time, row.get(2)?),
+                    row.get::<_, i64>(3)?.cast_unsigned(),
+                    row.get::<_, Option<Vec<u8>>>(4)?,
+                ))
+            },
+        )?;
+        let resume_token = token.map(document_from_store).transpose()?;
+        self.tail = TailState { resume_token, high_water };
+        self.next_tail = None;
+        self.head = Head { position: head_position(last, high_water), seq };
+        (self.last_seq, self.last_position) = (seq, last);
+        self.head_sender.send_replace(self.head);
+        self.load_collections()
     }
+
+    fn load_collections(&mut self) -> Result<(), LogError> {
+        self.collections.clear();
+        self.copies.clear();
+        self.channels.clear();
+        self.looked_up = None;
+        let mut select = self.conn.prepare(
+            "SELECT id, name, copying, done_through, done_through_id, documents, rules
+             FROM collections",
+        )?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let id = CollectionId(row.get(0)?);
+            self.collections.insert(row.get(1)?, id);
+            if let Some(copying) = row.get::<_, Option<bool>>(2)? {
+                let done_id = row.get::<_, Option<Vec<u8>>>(4)?;
+                let state = CopyState {
+                    done_through: row.get(3)?,
+                    done_through_id: done_id.map(document_from_store).transpose()?,
+                    documents: row.get::<_, i64>(5)?.cast_unsigned(),
+                    finished: !copying,
+                    rules: row.get::<_, i64>(6)?.cast_unsigned(),
+                };
+                self.copies.insert(id, state);
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of a collection, given on first sight.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn collection(&mut self, name: &str) -> Result<CollectionId, LogError> {
+        if let Some(&id) = self.collections.get(name) {
+            return Ok(id);
+        }
+        self.begin()?;
+        self.conn.execute("INSERT INTO collections (name) VALUES (?1)", [name])?;
+        let id = u32::try_from(self.conn.last_insert_rowid())
+            .map_err(|_| LogError::Damaged("a collection's number is out of range".to_owned()))?;
+        self.collections.insert(name.to_owned(), CollectionId(id));
+        Ok(CollectionId(id))
+    }
+
+    /// Every collection that the log has seen.
+    #[must_use]
     pub fn collections(&self) -> Vec<(String, CollectionId)> {
-        unimplemented!()
+        self.collections.iter().map(|(name, &id)| (name.clone(), id)).collect()
     }
+
+    /// How far the tail has come, committed.
+    #[must_use]
     pub fn tail(&self) -> &TailState {
-        unimplemented!()
+        &self.tail
     }
+
+    /// The end of what is committed.
+    #[must_use]
     pub fn head(&self) -> Head {
-        unimplemented!()
+        self.head
     }
-    pub fn latest(&mut self, _c: CollectionId, _key: &[u8]) -> Result<Option<Latest>, LogError> {
-        unimplemented!()
+
+    /// The position of the last change, committed or not.
+    #[must_use]
+    pub fn last_position(&self) -> Position {
+        self.last_position
     }
-    pub fn append(&mut self, _change: &NewChange<'_>) -> Result<(), LogError> {
-        unimplemented!()
+
+    /// The latest change of a document, appends that are not committed included.
+    ///
+    /// # Errors
+    /// [`LogError::Store`]; [`LogError::Damaged`] when the stored row is not whole.
+    pub fn latest(
+        &mut self,
+        collection: CollectionId,
+        key: &[u8],
+    ) -> Result<Option<Latest>, LogError> {
+        let mut previous = None;
+        let mut latest = None;
+        if let Some(seq) = self.latest_seq(collection, key)? {
+            let mut select = self.conn.prepare_cached(
+                "SELECT cluster_time, ordinal, kind, rules, checksum, channels, document
+                 FROM changes WHERE seq = ?1",
+            )?;
+            let mut rows = select.query([seq.cast_signed()])?;
+            let row = rows.next()?.ok_or_else(|| missing(seq))?;
+            let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
+            let kind: i64 = row.get(2)?;
+            let channels: Vec<u8> = row.get(5)?;
+            let document = row.get_ref(6)?.as_blob().map_err(rusqlite::Error::from)?;
+            if row.get::<_, i64>(4)? != checksum(position, document) {
+                return Err(damaged(seq));
+            }
+            let document = match kind {
+                KIND_UPSERT => Some(document_from_store(document.to_vec())?),
+                _ => None,
+            };
+            let rules = row.get::<_, i64>(3)?.cast_unsigned();
+            latest = Some((position, document, channels.clone(), rules));
+            previous = Some(Previous { seq, channels });
+        }
+        self.looked_up = Some(LookedUp { collection, key: key.to_vec(), previous });
+        latest
+            .map(|(position, document, channels, rules)| {
+                let channels = self.channel_names(&channels)?;
+                Ok(Latest { position, document, channels, rules })
+            })
+            .transpose()
     }
+
+    fn latest_seq(&self, collection: CollectionId, key: &[u8]) -> Result<Option<u64>, LogError> {
+        let seq = self
+            .conn
+            .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?
+            .query_row((collection.0, key), |row| row.get::<_, i64>(0))
+            .optional()?;
+        Ok(seq.map(i64::cast_unsigned))
+    }
+
+    /// Names of channels in the order of their names.
+    fn channel_names(&self, stored: &[u8]) -> Result<Vec<String>, LogError> {
+        let mut select = self.conn.prepare_cached("SELECT name FROM channels WHERE id = ?1")?;
+        let mut names = channel_ids(stored)?
+            .into_iter()
+            .map(|id| select.query_row([id], |row| row.get(0)))
+            .collect::<Result<Vec<String>, _>>()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Appends a change. Visible to readers after the next [`Writer::commit`].
+    ///
+    /// # Errors
+    /// [`LogError::Refused`] when the position is not above all before it or above what readers have
+    /// been told is complete, or the document is over 17 MiB; [`LogError::Store`].
+    pub fn append(&mut self, change: &NewChange<'_>) -> Result<(), LogError> {
+        self.check(change)?;
+        self.begin()?;
+        let seq = self.last_seq + 1;
+        let previous = self.supersede(change, seq)?;
+        let mut channels = Vec::with_capacity(change.channels.len() * 2);
+        for name in change.channels {
+            put_varint(u64::from(self.channel(change.collection, name)?), &mut channels);
+        }
+        self.post(seq, previous.as_ref(), &channels)?;
+        let (kind, document) = match change.body {
+            Body::Upsert(document) => (KIND_UPSERT, document),
+            Body::Delete(document) => (KIND_DELETE, document),
+        };
+        let document = document.as_bytes();
+        self.conn
+            .prepare_cached(
+                "INSERT INTO changes (seq, cluster_time, ordinal, wall_time, collection, kind,
+                                      previous, rules, checksum, channels, document)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?
+            .execute((
+                seq.cast_signed(),
+                change.position.cluster_time.cast_signed(),
+                change.position.ordinal,
+                change.wall_time_ms,
+                change.collection.0,
+                kind,
+                previous.map_or(0, |previous| previous.seq.cast_signed()),
+                change.rules.cast_signed(),
+                checksum(change.position, document),
+                channels,
+                document,
+            ))?;
+        (self.last_seq, self.last_position) = (seq, change.position);
+        Ok(())
+    }
+
+    fn check(&self, change: &NewChange<'_>) -> Result<(), LogError> {
+        let floor = self.last_position.max(self.head.position);
+        if change.position <= floor {
+            return Err(LogError::Refused(format!(
+                "position {} is not above {floor}",
+                change.position
+            )));
+        }
+        let len = match change.body {
+            Body::Upsert(document) | Body::Delete(document) => document.as_bytes().len(),
+        };
+        if len > DOCUMENT_LEN_MAX {
+            return Err(LogError::Refused(format!("a document of {len} bytes is too large")));
+        }
+        Ok(())
+    }
+
+    /// Points the key at `seq`; what it pointed at before.
+    fn supersede(
+        &mut self,
+        change: &NewChange<'_>,
+        seq: u64,
+    ) -> Result<Option<Previous>, LogError> {
+        let known = self
+            .looked_up
+            .take_if(|known| known.collection == change.collection && known.key == change.key);
+        self.looked_up = None;
+        if known.as_ref().is_none_or(|known| known.previous.is_none()) {
+            let inserted = self
+                .conn
+                .prepare_cached(
+                    "INSERT INTO latest (collection, key, seq) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO NOTHING",
+                )?
+                .execute((change.collection.0, change.key, seq.cast_signed()))?;
+            if inserted == 1 {
+                return Ok(None);
+            }
+        }
+        let previous = match known.and_then(|known| known.previous) {
+            Some(previous) => previous,
+            None => self.previous(change)?,
+        };
+        self.conn
+            .prepare_cached("UPDATE latest SET seq = ?3 WHERE collection = ?1 AND key = ?2")?
+            .execute((change.collection.0, change.key, seq.cast_signed()))?;
+        Ok(Some(previous))
+    }
+
+    fn previous(&self, change: &NewChange<'_>) -> Result<Previous, LogError> {
+        let seq = self
+            .latest_seq(change.collection, change.key)?
+            .ok_or_else(|| LogError::Damaged("a key is there and not there".to_owned()))?;
+        let channels = self
+            .conn
+            .prepare_cached("SELECT channels FROM changes WHERE seq = ?1")?
+            .query_row([seq.cast_signed()], |row| row.get(0))
+            .optional()?
+            .ok_or_else(|| missing(seq))?;
+        Ok(Previous { seq, channels })
+    }
+
+    /// Tells the channels that the change touches: those the document is in, and those it left.
+    fn post(
+        &mut self,
+        seq: u64,
+        previous: Option<&Previous>,
+        channels: &[u8],
+    ) -> Result<(), LogError> {
+        let now = channel_ids(channels)?;
+        for &channel in &now {
+            self.gathered.add(channel, seq, false);
+        }
+        if let Some(previous) = previous.filter(|previous| previous.channels != channels) {
+            for channel in channel_ids(&previous.channels)? {
+                if !now.contains(&channel) {
+                    self.gathered.add(channel, seq, true);
+                }
+            }
+        }
+        if self.gathered.is_full() {
+            self.gathered.write(&self.conn)?;
+        }
+        Ok(())
+    }
+
+    /// The number of a channel, given on first sight.
+    fn channel(&mut self, collection: CollectionId, name: &str) -> Result<u32, LogError> {
+        // A borrowed look-up of a pair needs an owned name; names are short.
+        let wanted = (collection, name.to_owned());
+        if let Some(&id) = self.channels.get(&wanted) {
+            return Ok(id);
+        }
+        let hash = name_hash(name).cast_signed();
+        let found: Option<(u32, String)> = self
+            .conn
+            .prepare_cached("SELECT id, name FROM channels WHERE collection = ?1 AND hash = ?2")?
+            .query_row((collection.0, hash), |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let id = match found {
+            Some((id, found)) if found == name => id,
+            Some((_, found)) => {
+                return Err(LogError::Refused(format!(
+                    "channels {found:?} and {name:?} have the same hash; rename one"
+                )));
+            }
+            None => {
+                self.conn
+                    .prepare_cached(
+                        "INSERT INTO channels (collection, hash, name) VALUES (?1, ?2, ?3)",
+                    )?
+                    .execute((collection.0, hash, name))?;
+                u32::try_from(self.conn.last_insert_rowid())
+                    .map_err(|_| LogError::Refused("there are 2^32 channels".to_owned()))?
+            }
+        };
+        if self.channels.len() >= CHANNELS_CACHED_MAX {
+            self.channels.clear();
+        }
+        self.channels.insert(wanted, id);
+        Ok(id)
+    }
+
+    /// At most `limit` keys of a collection in ascending order: after `after` (exclusive) through
+    /// `through` (inclusive); `None` is an open end. Keys whose latest change is a delete are there
+    /// as long as their tombstone is.
+    ///
+    /// # Errors
+    /// [`LogError::Store`]; [`LogError::Damaged`].
     pub fn keys_between(
         &mut self,
-        _collection: CollectionId,
-        _after: Option<&[u8]>,
-        _through: Option<&[u8]>,
-        _limit: usize,
+        collection: CollectionId,
+        after: Option<&[u8]>,
+        through: Option<&[u8]>,
+        limit: usize,
     ) -> Result<Vec<KeyEntry>, LogError> {
-        unimplemented!()
+        // No key is empty, so every key is after the empty one.
+        let after = after.unwrap_or(&[]);
+        let sql = match through {
+            Some(_) => {
+                "SELECT l.key, c.cluster_time, c.ordinal, c.kind FROM latest l
+                 LEFT JOIN changes c ON c.seq = l.seq
+                 WHERE l.collection = ?1 AND l.key > ?2 AND l.key <= ?3
+                 ORDER BY l.key LIMIT ?4"
+            }
+            None => {
+                "SELECT l.key, c.cluster_time, c.ordinal, c.kind FROM latest l
+                 LEFT JOIN changes c ON c.seq = l.seq
+                 WHERE l.collection = ?1 AND l.key > ?2 AND ?3 IS NULL
+                 ORDER BY l.key LIMIT ?4"
+            }
+        };
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut select = self.conn.prepare_cached(sql)?;
+        let rows = select.query_map((collection.0, after, through, limit), |row| {
+            let cluster_time = row.get::<_, i64>(1)?.cast_unsigned();
+            Ok(KeyEntry {
+                key: row.get(0)?,
+                position: Position::new(cluster_time, row.get(2)?),
+                live: row.get::<_, i64>(3)? == KIND_UPSERT,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
-    pub fn copy_state(&self, _collection: CollectionId) -> CopyState {
-        unimplemented!()
+
+    /// How far the copy of a collection has come, as last set, committed or not.
+    #[must_use]
+    pub fn copy_state(&self, collection: CollectionId) -> CopyState {
+        self.copies.get(&collection).cloned().unwrap_or_default()
     }
-    pub fn set_copy_state(&mut self, _c: CollectionId, _s: CopyState) -> Result<(), LogError> {
-        unimplemented!()
+
+    /// Sets how far the copy of a collection has come; commits with the rest. From the first state
+    /// that is not finished until all are, what readers get is marked incomplete.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn set_copy_state(
+        &mut self,
+        collection: CollectionId,
+        state: CopyState,
+    ) -> Result<(), LogError> {
+        self.begin()?;
+        self.conn
+            .prepare_cached(
+                "UPDATE collections SET copying = ?2, done_through = ?3, done_through_id = ?4,
+                 documents = ?5, rules = ?6 WHERE id = ?1",
+            )?
+            .execute((
+                collection.0,
+                !state.finished,
+                &state.done_through,
+                state.done_through_id.as_ref().map(|id| id.as_bytes()),
+                state.documents.cast_signed(),
+                state.rules.cast_signed(),
+            ))?;
+        self.copies.insert(collection, state);
+        let from_seq = (self.last_seq + 1).cast_signed();
+        if self.copies.values().any(|copy| !copy.finished) {
+            self.conn
+                .prepare_cached(
+                    "INSERT INTO unsettled (from_seq) SELECT ?1
+                     WHERE NOT EXISTS (SELECT 1 FROM unsettled WHERE through_seq IS NULL)",
+                )?
+                .execute([from_seq])?;
+        } else {
+            self.conn.execute("DELETE FROM unsettled WHERE from_seq = ?1", [from_seq])?;
+            self.conn.execute(
+                "UPDATE unsettled SET through_seq = ?1 WHERE through_seq IS NULL",
+                [self.last_seq.cast_signed()],
+            )?;
+        }
+        Ok(())
     }
-    pub fn set_tail(&mut self, _tail: TailState) -> Result<(), LogError> {
-        unimplemented!()
+
+    /// Sets how far the tail has come; commits with the rest. The first one of a log is its origin:
+    /// cursors from before it are too old.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn set_tail(&mut self, tail: TailState) -> Result<(), LogError> {
+        self.begin()?;
+        self.next_tail = Some(tail);
+        Ok(())
     }
+
+    /// Commits everything since the last commit and tells the readers. Nothing to commit is fine.
+    ///
+    /// # Errors
+    /// [`LogError::Store`]: nothing is committed then, and the caller aborts.
     pub fn commit(&mut self) -> Result<Head, LogError> {
-        unimplemented!()
+        if !self.in_transaction {
+            return Ok(self.head);
+        }
+        self.gathered.write(&self.conn)?;
+        let tail = self.next_tail.as_ref().unwrap_or(&self.tail);
+        self.conn
+            .prepare_cached(
+                "UPDATE log SET seq = ?1, cluster_time = ?2, ordinal = ?3, high_water = ?4,
+                 resume_token = ?5, origin = CASE origin WHEN 0 THEN ?4 ELSE origin END",
+            )?
+            .execute((
+                self.last_seq.cast_signed(),
+                self.last_position.cluster_time.cast_signed(),
+                self.last_position.ordinal,
+                tail.high_water.cast_signed(),
+                tail.resume_token.as_ref().map(|token| token.as_bytes()),
+            ))?;
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.in_transaction = false;
+        if let Some(tail) = self.next_tail.take() {
+            self.tail = tail;
+        }
+        let position = head_position(self.last_position, self.tail.high_water);
+        self.head = Head { position, seq: self.last_seq };
+        self.head_sender.send_replace(self.head);
+        Ok(self.head)
     }
+
+    /// Forgets everything since the last commit.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
     pub fn abort(&mut self) -> Result<(), LogError> {
-        unimplemented!()
+        self.gathered.clear();
+        if self.in_transaction {
+            self.in_transaction = false;
+            // A failed statement (a full disk) may have rolled back already.
+            if !self.conn.is_autocommit() {
+                self.conn.execute_batch("ROLLBACK")?;
+            }
+        }
+        self.load()
     }
+
+    pub(super) fn begin(&mut self) -> Result<(), LogError> {
+        if !self.in_transaction {
+            self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+}
+
+fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
+    RawDocumentBuf::from_bytes(bytes)
+        .map_err(|error| LogError::Damaged(format!("a stored document is not BSON: {error}")))
+}
+
+/// A document in a row, not copied.
+pub(super) fn document_in_row(bytes: &[u8], seq: u64) -> Result<&RawDocument, LogError> {
+    RawDocument::from_bytes(bytes)
+        .map_err(|error| LogError::Damaged(format!("change {seq} is not BSON: {error}")))
+}
+
+fn missing(seq: u64) -> LogError {
+    LogError::Damaged(format!("change {seq} is missing"))
+}
+
+pub(super) fn damaged(seq: u64) -> LogError {
+    LogError::Damaged(format!("change {seq} does not match its checksum"))
 }

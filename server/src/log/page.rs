@@ -1,0 +1,404 @@
+//! Reading a page: where to start, what to leave out, where it ends and what that makes of it.
+//!
+//! A page is read in one of two ways. *Live*: every change after the cursor, so every end of a commit
+//! is a state of the source. *Fill* (a first copy, a long catch-up): changes that are superseded
+//! before the fill's end are left out, so only its end is a state of the source. A change of what
+//! the reader may see is told first (`regrant.rs`) and makes the page part of a fill.
+
+use rusqlite::{Connection, OptionalExtension};
+use tidewire_protocol::{Position, ResyncReason};
+
+use super::cursor::{Fill, Inside, Regrant, View};
+use super::merge::Merge;
+use super::read::{Entry, Flow, LogState, PageEnd, PageRequest, ReadError, Scope, Since};
+use super::regrant;
+use super::rows::{Decision, Rows};
+use super::{Cursor, Head, LogError};
+
+/// A reader farther behind than this many changes is served a fill.
+const LIVE_BACKLOG_MAX: u64 = 20_000;
+/// Changes looked at for one page, taken or not.
+const LOOKED_AT_MAX: usize = 100_000;
+/// A cursor this far ahead of the source's own time is not of this source, seconds. Less may be our
+/// knowledge of that time being late.
+const AHEAD_SECONDS_MAX: u64 = 60;
+
+/// Where a page starts and what it is part of.
+#[derive(Debug)]
+struct Plan {
+    position: Position,
+    after: u64,
+    fill: Option<Fill>,
+    /// What the reader has been reading with, until a regrant is told.
+    old_view: View,
+}
+
+/// Counts what a page takes.
+pub(super) struct Taker<'e> {
+    limit: usize,
+    emit: &'e mut dyn FnMut(&Entry<'_>) -> Flow,
+    pub(super) count: usize,
+    looked_at: usize,
+    /// The last entry's position.
+    pub(super) last: Option<Position>,
+}
+
+impl<'e> Taker<'e> {
+    pub(super) fn new(limit: usize, emit: &'e mut dyn FnMut(&Entry<'_>) -> Flow) -> Self {
+        Self { limit, emit, count: 0, looked_at: 0, last: None }
+    }
+
+    /// Gives an entry away; false when the page is full and ends before it.
+    pub(super) fn take(&mut self, entry: &Entry<'_>) -> bool {
+        if self.count >= self.limit || (self.emit)(entry) == Flow::Full {
+            return false;
+        }
+        self.count += 1;
+        self.last = Some(entry.position);
+        true
+    }
+
+    /// Counts a look; false when it is one too many.
+    pub(super) fn look(&mut self) -> bool {
+        self.looked_at += 1;
+        self.looked_at <= LOOKED_AT_MAX
+    }
+}
+
+/// Where a walk over changes stopped.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// There is nothing more.
+    AtEnd,
+    /// The page is full: everything through `done` is dealt with; the next entry stands at `next`
+    /// (`None`: not known).
+    Full { done: u64, next: Option<Position> },
+}
+
+pub(super) fn read(
+    conn: &Connection,
+    request: &PageRequest<'_>,
+    emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
+) -> Result<PageEnd, ReadError> {
+    let state = LogState::read(conn)?;
+    let view = View::of(&request.scope);
+    let plan = plan(conn, &state, request, &view)?;
+    let mut taker = Taker::new(request.limit.max(1), emit);
+    let mut rows = Rows::prepare(conn)?;
+    if let Some(fill) = &plan.fill
+        && let Some(regrant) = &fill.regrant
+        && let Stop::Full { done, .. } =
+            regrant::tell(conn, &mut rows, &plan.old_view, regrant, fill.until, &mut taker)?
+    {
+        let regrant = Regrant { told: done, ..regrant.clone() };
+        let fill = Fill { regrant: Some(regrant), ..fill.clone() };
+        let inside = Inside { log_id: state.log_id, seq: plan.after, fill: Some(fill) };
+        let position = taker.last.unwrap_or(plan.position);
+        let cursor = Cursor { position, view: plan.old_view, inside: Some(inside) };
+        return Ok(page_end(cursor, &state, true, &taker));
+    }
+    let until = plan.fill.as_ref().map_or(state.head.seq, |fill| fill.until);
+    let mut merge = merge(conn, &view, plan.after, until)?;
+    let stop = walk(conn, &mut merge, &mut rows, plan.after, plan.fill.as_ref(), &mut taker)?;
+    end(conn, &state, plan, view, until, &stop, &taker)
+}
+
+/// All changes of a view in `(after, until]`.
+fn merge(conn: &Connection, view: &View, after: u64, until: u64) -> Result<Merge, LogError> {
+    if view.everything {
+        return Ok(Merge::everything(after, until));
+    }
+    let channels = channel_numbers(conn, view.pairs())?;
+    Merge::channels(conn, &channels, after, until)
+}
+
+/// The numbers of the (collection, channel) pairs that this log has ever seen.
+pub(super) fn channel_numbers(
+    conn: &Connection,
+    pairs: impl Iterator<Item = (u64, u64)>,
+) -> Result<Vec<u32>, LogError> {
+    let collections = super::rows::collections(conn)?;
+    let mut select =
+        conn.prepare_cached("SELECT id FROM channels WHERE collection = ?1 AND hash = ?2")?;
+    let mut numbers = Vec::new();
+    for (collection, channel) in pairs {
+        for known in collections.iter().filter(|known| known.hash == collection) {
+            let number: Option<u32> =
+                select.query_row((known.id, channel.cast_signed()), |row| row.get(0)).optional()?;
+            numbers.extend(number);
+        }
+    }
+    Ok(numbers)
+}
+
+fn walk(
+    conn: &Connection,
+    merge: &mut Merge,
+    rows: &mut Rows<'_>,
+    after: u64,
+    fill: Option<&Fill>,
+    taker: &mut Taker<'_>,
+) -> Result<Stop, LogError> {
+    let mut done = after;
+    while let Some(touched) = merge.next(conn)? {
+        if !taker.look() {
+            return Ok(Stop::Full { done, next: None });
+        }
+        let full = rows.with(touched.seq, |row| {
+            if let Some(fill) = fill {
+                if row.is_delete(touched.inside) && touched.seq <= fill.blank_through {
+                    return Ok(None);
+                }
+                let latest = row.latest()?;
+                if latest > touched.seq && latest <= fill.until {
+                    return Ok(None);
+                }
+            }
+            let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
+            let taken = row.give(decision, taker)?;
+            Ok((!taken).then_some(row.position))
+        })?;
+        if let Some(Some(next)) = full {
+            return Ok(Stop::Full { done, next: Some(next) });
+        }
+        done = touched.seq;
+    }
+    Ok(Stop::AtEnd)
+}
+
+/// What a page's end makes of it.
+fn end(
+    conn: &Connection,
+    state: &LogState,
+    plan: Plan,
+    view: View,
+    until: u64,
+    stop: &Stop,
+    taker: &Taker<'_>,
+) -> Result<PageEnd, ReadError> {
+    let (position, seq, complete, has_more) = match (stop, plan.fill.is_some()) {
+        (Stop::AtEnd, _) => {
+            let position = if until == state.head.seq {
+                state.head.position
+            } else {
+                position_at(conn, until)?.max(state.trim)
+            };
+            (position, until, settled(conn, until)?, state.head.seq > until)
+        }
+        (Stop::Full { done, next }, filling) => {
+            let position = taker.last.unwrap_or(plan.position);
+            let at_boundary = next.is_some_and(|next| next.cluster_time > position.cluster_time);
+            let complete = !filling && at_boundary && taker.count > 0 && settled(conn, *done)?;
+            (position, *done, complete, true)
+        }
+    };
+    let fill = match stop {
+        Stop::AtEnd => None,
+        Stop::Full { .. } => plan.fill.map(|fill| Fill { regrant: None, ..fill }),
+    };
+    let inside = (!complete).then_some(Inside { log_id: state.log_id, seq, fill });
+    Ok(page_end(Cursor { position, view, inside }, state, has_more, taker))
+}
+
+fn page_end(cursor: Cursor, state: &LogState, has_more: bool, taker: &Taker<'_>) -> PageEnd {
+    PageEnd {
+        complete: cursor.is_complete(),
+        cursor,
+        checkpoint: state.head.position,
+        has_more,
+        count: taker.count,
+    }
+}
+
+fn plan(
+    conn: &Connection,
+    state: &LogState,
+    request: &PageRequest<'_>,
+    view: &View,
+) -> Result<Plan, ReadError> {
+    let head = state.head;
+    match request.since {
+        Since::Nothing => {
+            let fill = Fill { until: head.seq, blank_through: head.seq, regrant: None };
+            let (position, old_view) = (Position::ZERO, view.clone());
+            Ok(Plan { position, after: 0, fill: Some(fill), old_view })
+        }
+        Since::Time(second) => {
+            let position = Position::at_second(*second);
+            let after = start(conn, state, request, position)?;
+            let fill = far_behind(after, head);
+            Ok(Plan { position, after, fill, old_view: view.clone() })
+        }
+        Since::Cursor(cursor) => {
+            let mut plan = match &cursor.inside {
+                None => {
+                    let after = start(conn, state, request, cursor.position)?;
+                    let (position, old_view) = (cursor.position, cursor.view.clone());
+                    Plan { position, after, fill: far_behind(after, head), old_view }
+                }
+                Some(inside) => go_on_inside(state, cursor, inside)?,
+            };
+            regrant(&mut plan, view, head)?;
+            too_old_by_now(&plan, state)?;
+            Ok(plan)
+        }
+    }
+}
+
+fn far_behind(after: u64, head: Head) -> Option<Fill> {
+    (head.seq.saturating_sub(after) > LIVE_BACKLOG_MAX).then_some(Fill {
+        until: head.seq,
+        blank_through: 0,
+        regrant: None,
+    })
+}
+
+/// The last change at or before a position that any log of the source may have given out.
+fn start(
+    conn: &Connection,
+    state: &LogState,
+    request: &PageRequest<'_>,
+    position: Position,
+) -> Result<u64, ReadError> {
+    if position > state.head.position {
+        let source_seconds = request.operation_time >> 32;
+        let ahead = u64::from(position.unix_seconds()) > source_seconds + AHEAD_SECONDS_MAX;
+        return if source_seconds != 0 && ahead {
+            Err(ReadError::Resync(ResyncReason::ForeignLog))
+        } else {
+            Err(ReadError::Ahead)
+        };
+    }
+    let origin = Position::new(state.origin, Position::RECONCILE_ORDINAL_FIRST - 1);
+    if position < origin || position < state.trim {
+        return Err(ReadError::Resync(ResyncReason::CursorTooOld));
+    }
+    if position == state.head.position {
+        return Ok(state.head.seq);
+    }
+    Ok(seq_at(conn, state.head.seq, position)?)
+}
+
+fn go_on_inside(state: &LogState, cursor: &Cursor, inside: &Inside) -> Result<Plan, ReadError> {
+    let until = inside.fill.as_ref().map_or(inside.seq, |fill| fill.until);
+    if inside.log_id != state.log_id || inside.seq > state.head.seq || until > state.head.seq {
+        return Err(ReadError::Resync(ResyncReason::ForeignLog));
+    }
+    let fill = inside.fill.clone().or_else(|| far_behind(inside.seq, state.head));
+    Ok(Plan { position: cursor.position, after: inside.seq, fill, old_view: cursor.view.clone() })
+}
+
+/// Where the request's view is not the one that the reader has been reading with, all it gained and
+/// lost so far is told first.
+fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
+    let told_for = plan.fill.as_ref().and_then(|fill| fill.regrant.as_ref());
+    if told_for.is_some_and(|regrant| regrant.target == *view) {
+        return Ok(());
+    }
+    if told_for.is_none() && plan.old_view == *view {
+        return Ok(());
+    }
+    if plan.old_view.everything || view.everything {
+        return Err(ReadError::Resync(ResyncReason::RulesChanged));
+    }
+    if let Some(regrant) = told_for {
+        // The view changed again before the last change of it was told: what that one has given the
+        // reader counts as old, too.
+        plan.old_view = plan.old_view.union(&regrant.target);
+    }
+    let new = Regrant { boundary: plan.after, told: 0, target: view.clone() };
+    let fill = plan.fill.get_or_insert(Fill { until: head.seq, blank_through: 0, regrant: None });
+    fill.regrant = Some(new);
+    Ok(())
+}
+
+/// Compaction may have passed what a fill still has to read.
+fn too_old_by_now(plan: &Plan, state: &LogState) -> Result<(), ReadError> {
+    let floor = match &plan.fill {
+        Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.until,
+        _ => plan.after,
+    };
+    if state.compacted_seq > floor && plan.position < state.trim {
+        return Err(ReadError::Resync(ResyncReason::CursorTooOld));
+    }
+    Ok(())
+}
+
+/// The last change at or before `position`, 0 when there is none. Positions ascend with the numbers,
+/// so it is found by halving.
+fn seq_at(conn: &Connection, head_seq: u64, position: Position) -> Result<u64, LogError> {
+    let mut select = conn.prepare_cached(
+        "SELECT seq, cluster_time, ordinal FROM changes WHERE seq >= ?1 ORDER BY seq LIMIT 1",
+    )?;
+    let mut at_or_after = |seq: u64| {
+        select
+            .query_row([seq.cast_signed()], |row| {
+                let at = Position::new(row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?);
+                Ok((row.get::<_, i64>(0)?.cast_unsigned(), at))
+            })
+            .optional()
+    };
+    // Every change at or below `low` is at or before the position, every one at or above `high` is
+    // after it.
+    let (mut low, mut high) = (0, head_seq + 1);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        match at_or_after(middle)? {
+            Some((seq, at)) if at <= position => low = seq,
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
+
+/// The position of the change `seq`, or of the last one before it.
+fn position_at(conn: &Connection, seq: u64) -> Result<Position, LogError> {
+    let position = conn
+        .prepare_cached(
+            "SELECT cluster_time, ordinal FROM changes WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1",
+        )?
+        .query_row([seq.cast_signed()], |row| {
+            Ok(Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+        })
+        .optional()?;
+    Ok(position.unwrap_or(Position::ZERO))
+}
+
+/// Whether no copy was under way at the change `seq`: the log up to it is a state of the source.
+fn settled(conn: &Connection, seq: u64) -> Result<bool, LogError> {
+    let unsettled: bool = conn
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM unsettled
+             WHERE CASE WHEN through_seq IS NULL THEN from_seq - 1 <= ?1
+                   ELSE from_seq <= ?1 AND ?1 < through_seq END)",
+        )?
+        .query_row([seq.cast_signed()], |row| row.get(0))?;
+    Ok(!unsettled)
+}
+
+pub(super) fn replay(
+    conn: &Connection,
+    through: Option<Position>,
+    scope: &Scope<'_>,
+    emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
+) -> Result<Position, ReadError> {
+    let state = LogState::read(conn)?;
+    let (until, reached) = match through {
+        None => (state.head.seq, state.head.position),
+        Some(through) if through > state.head.position => return Err(ReadError::Ahead),
+        Some(through) if through < state.trim => {
+            return Err(ReadError::Resync(ResyncReason::CursorTooOld));
+        }
+        Some(through) => (seq_at(conn, state.head.seq, through)?, through),
+    };
+    let mut taker = Taker::new(usize::MAX, emit);
+    let mut rows = Rows::prepare(conn)?;
+    let mut merge = merge(conn, &View::of(scope), 0, until)?;
+    while let Some(touched) = merge.next(conn)? {
+        let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
+        if rows.with(touched.seq, |row| row.give(decision, &mut taker))? == Some(false) {
+            return Ok(taker.last.unwrap_or(Position::ZERO));
+        }
+    }
+    Ok(reached)
+}

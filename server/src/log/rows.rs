@@ -1,0 +1,158 @@
+//! Rows of the log as a reader meets them.
+
+use std::collections::HashSet;
+
+use bson::raw::{RawDocument, RawDocumentBuf};
+use rusqlite::{CachedStatement, Connection, OptionalExtension};
+use tidewire_protocol::Position;
+
+use super::cursor::name_hash;
+use super::page::Taker;
+use super::read::Entry;
+use super::record::{KIND_DELETE, channel_ids, checksum};
+use super::write::{damaged, document_in_row};
+use super::{Body, LogError, sort_key};
+
+/// A collection of this log.
+#[derive(Debug)]
+pub(super) struct KnownCollection {
+    pub(super) id: u32,
+    pub(super) name: String,
+    pub(super) hash: u64,
+}
+
+/// All collections of this log.
+pub(super) fn collections(conn: &Connection) -> Result<Vec<KnownCollection>, LogError> {
+    let mut select = conn.prepare_cached("SELECT id, name FROM collections")?;
+    let rows = select.query_map([], |row| {
+        let name: String = row.get(1)?;
+        Ok(KnownCollection { id: row.get(0)?, hash: name_hash(&name), name })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Looks rows up by their number.
+pub(super) struct Rows<'c> {
+    select: CachedStatement<'c>,
+    latest: CachedStatement<'c>,
+    collections: Vec<KnownCollection>,
+}
+
+/// One row, and how to find out more about its document.
+pub(super) struct Row<'r, 'c> {
+    pub(super) seq: u64,
+    pub(super) position: Position,
+    wall_time_ms: i64,
+    collection: &'r KnownCollection,
+    kind: i64,
+    channels: &'r [u8],
+    document: &'r RawDocument,
+    latest: &'r mut CachedStatement<'c>,
+}
+
+/// What an entry says of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// What the row says.
+    AsItIs,
+    /// The reader may not see the document (any more): a delete.
+    Gone,
+}
+
+impl<'c> Rows<'c> {
+    pub(super) fn prepare(conn: &'c Connection) -> Result<Self, LogError> {
+        Ok(Self {
+            select: conn.prepare_cached(
+                "SELECT cluster_time, ordinal, wall_time, collection, kind, checksum, channels,
+                 document FROM changes WHERE seq = ?1",
+            )?,
+            latest: conn
+                .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?,
+            collections: collections(conn)?,
+        })
+    }
+
+    /// Shows a row to `look`; `None` when the row is gone, superseded and compacted.
+    pub(super) fn with<T>(
+        &mut self,
+        seq: u64,
+        look: impl FnOnce(&mut Row<'_, 'c>) -> Result<T, LogError>,
+    ) -> Result<Option<T>, LogError> {
+        let mut found = self.select.query([seq.cast_signed()])?;
+        let Some(row) = found.next()? else {
+            return Ok(None);
+        };
+        let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
+        let blob = |at: usize| row.get_ref(at)?.as_blob().map_err(|_| LogError::from(damaged(seq)));
+        let document = blob(7)?;
+        if row.get::<_, i64>(5)? != checksum(position, document) {
+            return Err(damaged(seq));
+        }
+        let id: u32 = row.get(3)?;
+        let collection = self
+            .collections
+            .iter()
+            .find(|known| known.id == id)
+            .ok_or_else(|| LogError::Damaged(format!("change {seq} is of no collection")))?;
+        let mut row = Row {
+            seq,
+            position,
+            wall_time_ms: row.get(2)?,
+            collection,
+            kind: row.get(4)?,
+            channels: blob(6)?,
+            document: document_in_row(document, seq)?,
+            latest: &mut self.latest,
+        };
+        look(&mut row).map(Some)
+    }
+}
+
+impl Row<'_, '_> {
+    /// Whether an entry for it would be a delete.
+    pub(super) fn is_delete(&self, inside: bool) -> bool {
+        !inside || self.kind == KIND_DELETE
+    }
+
+    /// The number of the document's latest change.
+    pub(super) fn latest(&mut self) -> Result<u64, LogError> {
+        let id = self
+            .document
+            .get("_id")
+            .ok()
+            .flatten()
+            .ok_or_else(|| LogError::Damaged(format!("change {} has no _id", self.seq)))?;
+        let latest = self
+            .latest
+            .query_row((self.collection.id, sort_key(id)), |row| row.get::<_, i64>(0))
+            .optional()?;
+        // No entry: a tombstone that is compacted; then this row is the last that is known.
+        Ok(latest.map_or(self.seq, i64::cast_unsigned))
+    }
+
+    /// Whether the document, after this change, is in one of `channels`.
+    pub(super) fn is_in(&self, channels: &HashSet<u32>) -> Result<bool, LogError> {
+        Ok(channel_ids(self.channels)?.iter().any(|id| channels.contains(id)))
+    }
+
+    /// Gives the row away; false when the page is full.
+    pub(super) fn give(&self, decision: Decision, taker: &mut Taker<'_>) -> Result<bool, LogError> {
+        let mut key_only = RawDocumentBuf::new();
+        let body = if self.kind == KIND_DELETE {
+            Body::Delete(self.document)
+        } else if decision == Decision::AsItIs {
+            Body::Upsert(self.document)
+        } else {
+            if let Ok(Some(id)) = self.document.get("_id") {
+                key_only.append(bson::cstr!("_id"), id);
+            }
+            Body::Delete(&key_only)
+        };
+        Ok(taker.take(&Entry {
+            position: self.position,
+            wall_time_ms: self.wall_time_ms,
+            collection: &self.collection.name,
+            body,
+        }))
+    }
+}
