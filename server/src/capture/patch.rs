@@ -1,25 +1,88 @@
-//! Whole documents from deltas: the document before an update and the change event's
-//! `updateDescription` give the document after it (DESIGN, decision 3).
+//! Whole documents from deltas: the document before an update and the change event's delta give the
+//! document after it (DESIGN, decision 3).
+//!
+//! [`delta`] is what an update changed, as a tree; [`raw`] and [`paths`] read it from the two forms
+//! in which MongoDB tells it; [`apply`] walks the previous document beside that tree once and copies
+//! what is not touched as bytes. A wrong document is the worst outcome and a read of the document
+//! costs little, so everything that could mean two things is [`Untrusted`].
+//!
+//! The two forms:
+//! - `rawUpdateDescription` (`showRawUpdateDescription: true` in `$changeStream`, instead of the
+//!   other): the delta as the oplog holds it. It tells documents from arrays, `a.b` from `a` → `b`,
+//!   and new fields from changed ones, so it is exact, moved fields included.
+//! - `updateDescription`: flat, dotted paths. Paths are read against the previous document. What it
+//!   can't tell: where an update moved a field whose value it changed too (the field is left where
+//!   it was), and, before MongoDB 6.1, which has no `disambiguatedPaths`, a new field whose name
+//!   holds a dot (`$setField` only) beside a document of the name before the dot.
+
+mod apply;
+mod delta;
+mod element;
+mod paths;
+mod raw;
+#[cfg(test)]
+mod tests;
 
 use bson::raw::{RawDocument, RawDocumentBuf};
 
-/// The document after an update, built from the one before it, or the reason why the delta can't be
-/// trusted to tell it: then the document is read from the source at the event's cluster time.
+/// The document after an update, or the reason why the delta can't be trusted to tell it: then the
+/// document is read from the source at the event's cluster time.
+///
+/// `previous` is the whole document before the update. `update_description` is the event's
+/// `updateDescription` or its `rawUpdateDescription`; they are told apart by their fields.
 ///
 /// # Errors
-/// [`Untrusted`], whenever more than one document could be meant.
+/// [`Untrusted`], whenever more than one document could be meant, or the delta does not fit the
+/// previous document.
 pub fn patch(
-    _previous: &RawDocument,
-    _update_description: &RawDocument,
+    previous: &RawDocument,
+    update_description: &RawDocument,
 ) -> Result<RawDocumentBuf, Untrusted> {
-    Err(Untrusted::Unknown)
+    let delta = match update_description.iter_elements().next() {
+        Some(Ok(first)) if first.key().as_str() == "$v" => raw::read(update_description)?,
+        Some(Ok(_)) => paths::read(update_description)?,
+        Some(Err(_)) => return Err(Untrusted::Malformed),
+        None => return Err(Untrusted::Unknown),
+    };
+    if delta.part("_id").is_some() {
+        return Err(Untrusted::Identity);
+    }
+    let room = previous.as_bytes().len() + update_description.as_bytes().len();
+    apply::apply(previous, &delta, room)
 }
 
 /// Why a delta can't be trusted to tell the document after an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Untrusted {
-    /// Not built yet.
-    #[error("the delta is not understood")]
+    /// The previous document or the delta is not valid BSON where it had to be read.
+    #[error("the document or its delta is not valid BSON")]
+    Malformed,
+    /// The delta has a part that this version does not know.
+    #[error("the delta has a part that is not understood")]
     Unknown,
+    /// The delta touches `_id`, which no update can change.
+    #[error("the delta touches _id")]
+    Identity,
+    /// A document that the delta changes has one field name twice.
+    #[error("a changed document has a field name twice")]
+    DuplicateName,
+    /// A path of the delta could mean two places.
+    #[error("a path of the delta could mean two places")]
+    Ambiguous,
+    /// A field was written with the value that it had: it was moved, and the delta does not say where to.
+    #[error("the delta moves a field without saying where to")]
+    Moved,
+    /// The delta changes a field that the previous document does not have: it is not the one before.
+    #[error("the delta changes a field that the previous document does not have")]
+    Missing,
+    /// A path leads into a value that is not of the kind which the delta says.
+    #[error("a path of the delta leads into a value of another kind")]
+    WrongKind,
+    /// An array index or size that does not fit the previous array, or an array whose keys do not count from 0.
+    #[error("an array index or size of the delta does not fit the previous array")]
+    Index,
+    /// Nested deeper than MongoDB stores.
+    #[error("the delta is nested too deep")]
+    TooDeep,
 }
