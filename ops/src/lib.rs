@@ -5,3 +5,4 @@ pub mod mongod;
 pub mod ports;
 pub mod process;
 pub mod token;
+pub mod verify;

@@ -5,12 +5,14 @@
 
 mod client;
 mod mongo;
+mod oracle;
 mod proxy;
 mod server;
 mod wait;
 
 pub use client::Client;
 pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
+pub use oracle::{differences, must_equal};
 pub use proxy::Proxy;
 pub use server::{Server, ServerOptions, collection};
 pub use tidewire_ops::token::{Claims, sign};

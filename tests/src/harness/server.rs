@@ -263,5 +263,7 @@ impl Drop for Server {
 
 /// A plain HTTP client. Tests talk to loopback only, but rustls wants its provider all the same.
 fn http() -> reqwest::Client {
+    // An error means that it is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().timeout(Duration::from_secs(90)).build().expect("an HTTP client")
 }
