@@ -3,9 +3,11 @@
 
 pub mod error;
 pub mod key;
+pub mod number;
 pub mod page;
 pub mod payload;
 pub mod position;
+pub mod raw;
 
 pub use error::{ErrorBody, ErrorCode, ResyncReason};
 pub use page::{Change, ChangeKind, PullPage};

@@ -1,1 +1,0 @@
-//! Documents as JSON and as canonical Extended JSON, straight from raw BSON.
