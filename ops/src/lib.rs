@@ -4,5 +4,6 @@
 pub mod mongod;
 pub mod ports;
 pub mod process;
+pub mod sample;
 pub mod token;
 pub mod verify;
