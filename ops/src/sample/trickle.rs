@@ -126,7 +126,8 @@ impl Trickle {
         let invoice =
             documents::invoice(&mut self.rng, number, &user, &enrollment, instalment, now);
         let session = &mut self.session;
-        self.database.collection("invoices").insert_one(&invoice).session(session).await?;
+        let invoices = self.database.collection::<Document>("invoices");
+        invoices.insert_one(&invoice).session(session).await?;
         let text = format!(
             "{} for {}: ₹{}",
             text(&invoice, "number"),

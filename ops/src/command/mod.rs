@@ -1,0 +1,70 @@
+//! The command line: what may be typed, and which exit code it ends with.
+
+mod exit;
+mod logging;
+mod mongod;
+mod seed;
+mod token;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Failure, Outcome};
+use logging::LogFormat;
+
+/// The operator's program of Tidewire.
+#[derive(Debug, Parser)]
+#[command(name = "tidewire-ops", version, about, max_term_width = 100)]
+struct Cli {
+    /// How log lines on standard error look
+    #[arg(long, global = true, value_enum, default_value_t, env = "TIDEWIRE_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A MongoDB replica set on this machine, for development and tests
+    #[command(subcommand)]
+    Mongod(mongod::Mongod),
+    /// Write sample data of a chit fund's office into a database
+    Seed(seed::Seed),
+    /// Make a token for trials
+    Token(token::Token),
+    /// Compare a replica with its source, document by document; exit 1 where they differ
+    Verify(verify::Verify),
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version go to standard output and are no failure.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    logging::start(cli.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&anyhow::Error::new(error).context("start the runtime")),
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => exit::report(&error),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Mongod(command) => command.run().await,
+        Command::Seed(command) => command.run().await,
+        Command::Token(command) => command.run(),
+        Command::Verify(command) => command.run().await,
+    }
+}
