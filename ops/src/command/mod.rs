@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and which exit code it ends with.
 
+mod check;
 mod exit;
 mod logging;
 mod mongod;
@@ -27,6 +28,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Everything that must pass before a change lands, its set-up included
+    Check(check::Check),
     /// A MongoDB replica set on this machine, for development and tests
     #[command(subcommand)]
     Mongod(mongod::Mongod),
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<Outcome> {
     match command {
+        Command::Check(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,
         Command::Token(command) => command.run(),
