@@ -2,6 +2,7 @@
 
 mod check;
 mod exit;
+mod log;
 mod logging;
 mod mongod;
 mod seed;
@@ -30,6 +31,9 @@ struct Cli {
 enum Command {
     /// Everything that must pass before a change lands, its set-up included
     Check(check::Check),
+    /// Look into a change log, or look after it
+    #[command(subcommand)]
+    Log(log::Log),
     /// A MongoDB replica set on this machine, for development and tests
     #[command(subcommand)]
     Mongod(mongod::Mongod),
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Check(command) => command.run().await,
+        Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,
         Command::Token(command) => command.run(),
