@@ -10,4 +10,5 @@ pub mod process;
 pub mod sample;
 pub mod signals;
 pub mod token;
+pub mod up;
 pub mod verify;

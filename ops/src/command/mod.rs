@@ -7,6 +7,7 @@ mod logging;
 mod mongod;
 mod seed;
 mod token;
+mod up;
 mod verify;
 
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The whole stack on this machine from nothing: MongoDB, sample data, the server, a live client
+    Up(up::Up),
     /// Everything that must pass before a change lands, its set-up included
     Check(check::Check),
     /// Look into a change log, or look after it
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<Outcome> {
     match command {
+        Command::Up(command) => command.run().await,
         Command::Check(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
