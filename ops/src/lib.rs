@@ -3,7 +3,6 @@
 
 pub mod check;
 pub mod command;
-pub mod duration;
 pub mod mongod;
 pub mod ports;
 pub mod process;

@@ -13,7 +13,7 @@ use tidewire_server::log::{Body, Entry, Flow, LogOptions, Reader, Scope, Writer}
 use time::OffsetDateTime;
 
 use super::{Failure, Outcome};
-use crate::duration::parse_duration;
+use tidewire_server::config::parse_duration;
 
 /// Changes that one step of a compaction visits before it commits.
 const VISITS_PER_STEP: u32 = 10_000;

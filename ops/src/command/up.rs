@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{Failure, Outcome};
-use crate::duration::parse_duration;
 use crate::up::{Options, run};
+use tidewire_server::config::parse_duration;
 
 const RATE_MAX: f64 = 1_000.0;
 const SCALE_MAX: f64 = 100.0;

@@ -112,7 +112,7 @@ fn document(value: impl Strategy<Value = Bson>) -> impl Strategy<Value = Documen
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn every_payload_says_what_its_document_says(id in value(), fields in document(value())) {
