@@ -70,8 +70,9 @@ pub enum Untrusted {
     /// A path of the delta could mean two places.
     #[error("a path of the delta could mean two places")]
     Ambiguous,
-    /// A field was written with the value that it had: it was moved, and the delta does not say where to.
-    #[error("the delta moves a field without saying where to")]
+    /// A dotted path says that a field was written with the value that it had. Either a pipeline
+    /// moved it to the end, or `$rename` or `$currentDate` wrote the same value in its place.
+    #[error("a field was written with the value that it had, and may have moved")]
     Moved,
     /// The delta changes a field that the previous document does not have: it is not the one before.
     #[error("the delta changes a field that the previous document does not have")]

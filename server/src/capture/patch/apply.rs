@@ -43,7 +43,10 @@ fn document(previous: &RawDocument, delta: &Delta<'_>, out: &mut Vec<u8>) -> Res
         match &parts[at].1 {
             Part::Removed | Part::Inserted(_) => {}
             Part::Written(_) if at > moved_from => {}
-            Part::Written(value) if *value == field.value => return Err(Untrusted::Moved),
+            // `$push` with `$slice` or `$sort` writes an array that came out as it was.
+            Part::Written(value) if *value == field.value && !value.is_array() => {
+                return Err(Untrusted::Moved);
+            }
             Part::Updated(value) | Part::Written(value) => write(field.name, *value, out),
             Part::Inside(inner) => inside(field, inner, out)?,
         }

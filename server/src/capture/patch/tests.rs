@@ -58,6 +58,8 @@ fn dotted_paths_are_read_against_the_previous_document() {
         (r#"{"": 1, "$x": {"$y": 1}}"#, r#"{"": 2, "$x.$y": 2}"#, r#"{"": 2, "$x": {"$y": 2}}"#),
         (r#"{"a": {"": 1}}"#, r#"{"a.": 2}"#, r#"{"a": {"": 2}}"#),
         (r#"{"x.y": 1, "a": {"b": 1}}"#, r#"{"a.b": 2}"#, r#"{"x.y": 1, "a": {"b": 2}}"#),
+        // `$push` with `$slice` writes an array that came out as it was.
+        (r#"{"a": [1, 2], "b": 2}"#, r#"{"a": [1, 2]}"#, r#"{"a": [1, 2], "b": 2}"#),
         // What follows a new field has moved to the end.
         (
             r#"{"a": 1, "b": 2, "c": 3}"#,
