@@ -12,7 +12,7 @@ case ${1:-} in
     ;;
   client)
     # Healthy is a replica that is complete and being kept up to date, by whatever transport.
-    status=$(timeout 3 tidewire status --db /replica/replica.db --json)
+    status=$(timeout 3 tidewire status --json)
     printf '%s\n' "$status"
     [[ $status =~ \"state\":\ *\"(live|polling)\" ]]
     ;;

@@ -80,7 +80,7 @@ inside() {
   shift
   docker exec "${container[$service]}" "$@"
 }
-query() { inside client tidewire query --db /replica/replica.db --json "$1" 2>/dev/null; }
+query() { inside client tidewire query --json "$1" 2>/dev/null; }
 mongo() { inside mongo mongosh --quiet invoify --eval "$1" 2>/dev/null; }
 
 build_image() {
@@ -216,10 +216,7 @@ survives_a_kill() {
   replica_goes_on "after kill -9 of the $service"
 }
 
-no_difference() {
-  inside client tidewire-ops verify --uri 'mongodb://mongo:27017/?replicaSet=rs0' --database invoify \
-    --config /etc/tidewire/tidewire.toml --db /replica/replica.db --token-file /tmp/token >"$work/verify.log" 2>&1
-}
+no_difference() { inside client tidewire-ops verify >"$work/verify.log" 2>&1; }
 
 is_equal_in_the_end() {
   compose stop seeder >/dev/null 2>&1

@@ -1,12 +1,13 @@
 //! The operator's tools, as a library: real MongoDB replica sets on this machine, sample data and a
 //! trickle of writes, tokens, the independent comparison, and the whole stack at once. Unix only.
 
+pub mod check;
 pub mod command;
-pub mod duration;
 pub mod mongod;
 pub mod ports;
 pub mod process;
 pub mod sample;
 pub mod signals;
 pub mod token;
+pub mod up;
 pub mod verify;

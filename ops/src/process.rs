@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -205,6 +205,32 @@ impl Drop for Guarded {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Runs a program to its end under the guard, for callers that block: its standard output and error
+/// are those of `stdout` and `stderr`, a pipe's come back.
+///
+/// # Errors
+/// When no shell can be started.
+pub fn run_guarded(
+    program: &str,
+    args: &[&OsStr],
+    stdout: Stdio,
+    stderr: Stdio,
+) -> io::Result<Output> {
+    let mut child = Command::new("sh")
+        .args(["-c", GUARD, "sh", program])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()?;
+    let leash = child.stdin.take();
+    let output = child.wait_with_output();
+    if let Some(mut leash) = leash {
+        let _ = leash.write_all(b"\n");
+    }
+    output
 }
 
 fn open_log(path: &Path) -> Result<File> {

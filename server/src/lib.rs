@@ -7,6 +7,8 @@ pub mod access;
 pub mod capture;
 pub mod config;
 pub mod log;
+pub mod logging;
+pub mod metrics;
 pub mod run;
 pub mod serve;
 pub mod status;

@@ -1,10 +1,13 @@
 //! The command line: what may be typed, and which exit code it ends with.
 
+mod check;
 mod exit;
+mod log;
 mod logging;
 mod mongod;
 mod seed;
 mod token;
+mod up;
 mod verify;
 
 use std::process::ExitCode;
@@ -27,6 +30,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The whole stack on this machine from nothing: MongoDB, sample data, the server, a live client
+    Up(up::Up),
+    /// Everything that must pass before a change lands, its set-up included
+    Check(check::Check),
+    /// Look into a change log, or look after it
+    #[command(subcommand)]
+    Log(log::Log),
     /// A MongoDB replica set on this machine, for development and tests
     #[command(subcommand)]
     Mongod(mongod::Mongod),
@@ -54,7 +64,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start the runtime")),
     };
-    match runtime.block_on(run(cli.command)) {
+    let ended = runtime.block_on(run(cli.command));
+    // What still blocks a thread (a download) is not waited for; its program ends with us.
+    runtime.shutdown_background();
+    match ended {
         Ok(outcome) => outcome.into(),
         Err(error) => exit::report(&error),
     }
@@ -62,6 +75,9 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<Outcome> {
     match command {
+        Command::Up(command) => command.run().await,
+        Command::Check(command) => command.run().await,
+        Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,
         Command::Token(command) => command.run(),

@@ -29,11 +29,8 @@ pub(super) struct Seed {
     #[arg(long, default_value_t = 1)]
     random_seed: u64,
     /// Delete the documents of users, plans, enrollments, invoices and payments first
-    #[arg(long, conflicts_with = "if_empty")]
-    replace: bool,
-    /// Where those collections hold documents already, keep them and write nothing
     #[arg(long)]
-    if_empty: bool,
+    replace: bool,
     /// Then keep writing as an office does, so many writes a second, until stopped
     #[arg(long, value_name = "RATE")]
     trickle: Option<f64>,
@@ -45,11 +42,7 @@ impl Seed {
             return Err(Failure::Usage("--scale must be above 0 and at most 1000".into()).into());
         }
         let client = Client::with_uri_str(&self.uri).await.context("the --uri")?;
-        let existing = match (self.replace, self.if_empty) {
-            (true, _) => Existing::Replace,
-            (_, true) => Existing::Keep,
-            _ => Existing::Refuse,
-        };
+        let existing = if self.replace { Existing::Replace } else { Existing::Keep };
         let office = Office::generate(self.random_seed, self.scale);
         let bar = ProgressBar::new_spinner();
         let told = |name: &str, written| bar.set_message(format!("{name}: {written} documents"));
@@ -57,7 +50,7 @@ impl Seed {
         bar.finish_and_clear();
         let database = &self.database;
         match seeded {
-            Ok(0) => println!("{database} holds documents already: nothing was written"),
+            Ok(0) => println!("{database} holds this sample data already: nothing was written"),
             Ok(documents) => println!("wrote {documents} documents into {database}"),
             Err(error @ SeedError::NotEmpty { .. }) => {
                 return Err(Failure::Usage(error.to_string()).into());

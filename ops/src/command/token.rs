@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::duration::parse_duration;
 use anyhow::Result;
 use clap::Args;
+use tidewire_server::config::parse_duration;
 
 use super::{Failure, Outcome};
 use crate::token::{Claims, sign};

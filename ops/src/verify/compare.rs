@@ -215,6 +215,16 @@ async fn compare_one(
     Ok(report)
 }
 
+/// How a payload's text differs from its document; `None` where it does not, but for the order of
+/// fields.
+#[must_use]
+pub fn payload_differs(document: &Document, text: &str) -> Option<Difference> {
+    let mut report = CollectionReport::default();
+    let id = document.get("_id").map(key::mongo_id).unwrap_or_default();
+    report.judge(&id, &payload::document(document), text);
+    report.examples.pop()
+}
+
 fn decode(raw: &RawDocument) -> Option<Document> {
     Document::try_from(raw).ok()
 }

@@ -13,7 +13,7 @@ mod payload;
 mod plan;
 mod source;
 
-pub use compare::{CollectionReport, Difference, Observer, Report, compare};
+pub use compare::{CollectionReport, Difference, Observer, Report, compare, payload_differs};
 pub use key::mongo_id;
 pub use plan::{Collection, Plan};
 pub use source::{Moment, position_time};

@@ -39,6 +39,11 @@ fn value(of: &Bson) -> Json {
             }
             _ => Json::string(BASE64_STANDARD.encode(&binary.bytes)),
         },
+        // The scope is a document like any other.
+        Bson::JavaScriptCodeWithScope(code) => Json::Object(vec![
+            ("$code".into(), Json::string(&code.code)),
+            ("$scope".into(), document(&code.scope)),
+        ]),
         odd => extended::value_of(odd, Form::Canonical),
     }
 }

@@ -12,8 +12,8 @@ use tidewire_protocol::raw::{self, Elements, Reason};
 
 /// Ends a document, an array or a text: below every type's byte.
 const END: u8 = 0x00;
-/// After a zero byte that is part of a text.
-const ZERO_GOES_ON: u8 = 0xFF;
+/// Stands before the bytes 0 and 1 of a text, which it raises by one, so that no text has an [`END`].
+const RAISED: u8 = 0x01;
 
 /// The types' bytes. Numbers have a range: most of them are told by the first byte how long they are.
 mod order {
@@ -53,15 +53,31 @@ const CLASS_HUGE: u8 = CLASS_BELOW_ONE + CLASS_WHOLE_DIGITS_MAX + 1;
 /// are; MongoDB stores none such.
 #[must_use]
 pub fn sort_key(id: RawBsonRef<'_>) -> Vec<u8> {
-    if let RawBsonRef::ObjectId(id) = id {
-        let mut key = Vec::with_capacity(13);
-        key.push(order::OBJECT_ID);
-        key.extend_from_slice(&id.bytes());
-        return key;
+    let mut key = Vec::with_capacity(24);
+    match id {
+        RawBsonRef::ObjectId(id) => {
+            key.push(order::OBJECT_ID);
+            key.extend_from_slice(&id.bytes());
+            return key;
+        }
+        RawBsonRef::String(text) => {
+            key.push(order::STRING);
+            write_text(text.as_bytes(), &mut key);
+            return key;
+        }
+        RawBsonRef::Int32(value) => {
+            write_number(&i64::from(value).into(), &mut key);
+            return key;
+        }
+        RawBsonRef::Int64(value) => {
+            write_number(&value.into(), &mut key);
+            return key;
+        }
+        _ => {}
     }
+    // The other types are rare as `_id`s: laid out as BSON first, they need no second way to be read.
     let mut element = RawDocumentBuf::new();
     element.append(bson::cstr!(""), id);
-    let mut key = Vec::with_capacity(24);
     let written = Elements::of(element.as_bytes()).and_then(|mut elements| {
         match elements.next().map_err(|damage| damage.reason)? {
             Some(element) => write_value(element.kind, element.value, &mut key),
@@ -169,10 +185,13 @@ fn write_array(array: &[u8], key: &mut Vec<u8>) -> Result<(), Reason> {
 
 /// A text of any bytes, zero bytes too: ordered byte by byte, the shorter of two alike first.
 fn write_text(text: &[u8], key: &mut Vec<u8>) {
-    for part in text.split_inclusive(|&b| b == 0) {
-        key.extend_from_slice(part);
-        if part.ends_with(&[0]) {
-            key.push(ZERO_GOES_ON);
+    for part in text.split_inclusive(|&b| b <= RAISED) {
+        match part.split_last() {
+            Some((&last, plain)) if last <= RAISED => {
+                key.extend_from_slice(plain);
+                key.extend_from_slice(&[RAISED, last + 1]);
+            }
+            _ => key.extend_from_slice(part),
         }
     }
     key.push(END);

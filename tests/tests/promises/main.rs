@@ -1,4 +1,5 @@
 //! The promises, each tested against real parts. One binary; files are named for the promise.
 
+mod encodings;
 mod harness;
 mod patch_oracle;

@@ -1,0 +1,272 @@
+//! The library's front: a builder, a running client, a single run.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::driver::{Driver, End, Hands, Order, first_status};
+use crate::error::ClientError;
+use crate::machine::{Machine, Options};
+use crate::replica::Identity;
+use crate::status::Status;
+use crate::store::Store;
+use crate::token::{Token, TokenSource};
+use crate::transport::Transport;
+use crate::transport::pull::HttpPull;
+
+/// The time between two polls, unless the app says otherwise.
+const POLL_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Bounds of the time between two polls.
+const POLL_INTERVAL_BOUNDS: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
+/// Orders of the app that may wait.
+const ORDERS: usize = 16;
+
+/// Which rung of the ladder to begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// The best that works: long polls, and plain polls where those do not get through.
+    #[default]
+    Auto,
+    /// Plain polls only.
+    Poll,
+}
+
+/// Sets up a client; see [`SyncClient::builder`].
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    server: String,
+    replica: Option<PathBuf>,
+    source: Option<TokenSource>,
+    poll_interval: Duration,
+    transport: TransportChoice,
+    rebuild: bool,
+}
+
+/// A client that keeps a replica. Dropping it stops the client, without waiting for that.
+#[derive(Debug)]
+pub struct SyncClient {
+    orders: mpsc::Sender<Order>,
+    status: watch::Receiver<Status>,
+    task: JoinHandle<Result<End, ClientError>>,
+}
+
+/// What a single run did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The status at the end; `state` is `stopped`.
+    pub status: Status,
+}
+
+impl SyncClient {
+    /// Begins to set up a client of the server at that address (`https://…`).
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), tidewire::ClientError> {
+    /// let client = tidewire::SyncClient::builder("https://sync.example.com")
+    ///     .replica("replica.db")
+    ///     .token_file("token.jwt")
+    ///     .start()?;
+    /// let mut status = client.status();
+    /// status.wait_for(|status| status.initialized).await.ok();
+    /// # client.stop().await }
+    /// ```
+    #[must_use]
+    pub fn builder(server: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            server: server.into(),
+            replica: None,
+            source: None,
+            poll_interval: POLL_INTERVAL,
+            transport: TransportChoice::Auto,
+            rebuild: false,
+        }
+    }
+
+    /// The status, as it is and as it changes.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Asks for news at once, whatever the client is waiting for (but not for a busy server's own
+    /// `Retry-After`).
+    pub fn pull_now(&self) {
+        // A full queue holds an order that does as well.
+        self.orders.try_send(Order::PullNow).ok();
+    }
+
+    /// Gives the client another token: a renewed one, or another user's. Another user's replica is
+    /// wiped before anything else happens.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub async fn set_token(&self, token: Token) -> Result<(), ClientError> {
+        self.orders.send(Order::SetToken(token)).await.map_err(|_| ClientError::Died)
+    }
+
+    /// Stops the client; the replica is closed in order when this returns.
+    ///
+    /// # Errors
+    /// Why it had ended before, or why the replica can't be closed.
+    pub async fn stop(self) -> Result<(), ClientError> {
+        self.orders.send(Order::Stop).await.ok();
+        self.ended().await
+    }
+
+    /// Waits until the client ends by itself, which only an error makes it do.
+    ///
+    /// # Errors
+    /// That error.
+    pub async fn ended(self) -> Result<(), ClientError> {
+        // The sender is kept until the task has ended: without it the task would stop.
+        let Self { orders, task, .. } = self;
+        let ended = task.await.map_err(|_| ClientError::Died)?;
+        drop(orders);
+        ended.map(|_| ())
+    }
+}
+
+impl ClientBuilder {
+    /// Where the replica is, or is to be.
+    #[must_use]
+    pub fn replica(mut self, path: impl AsRef<Path>) -> Self {
+        self.replica = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// The token; a new one comes with [`SyncClient::set_token`].
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.source = Some(TokenSource::Given(token));
+        self
+    }
+
+    /// A file that holds the token and nothing else; read again whenever it changes.
+    #[must_use]
+    pub fn token_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.source = Some(TokenSource::File(path.as_ref().to_owned()));
+        self
+    }
+
+    /// The time between two polls, 1 s to 24 h; without it five minutes.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval.clamp(POLL_INTERVAL_BOUNDS.0, POLL_INTERVAL_BOUNDS.1);
+        self
+    }
+
+    /// How changes are to come in.
+    #[must_use]
+    pub fn transport(mut self, choice: TransportChoice) -> Self {
+        self.transport = choice;
+        self
+    }
+
+    /// Copies everything anew, beside the old data.
+    #[must_use]
+    pub fn rebuild(mut self) -> Self {
+        self.rebuild = true;
+        self
+    }
+
+    /// Starts a client that runs until it is stopped. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// The set-up can't work. What the replica or the server has against it shows later, in the status
+    /// and in [`SyncClient::ended`].
+    pub fn start(self) -> Result<SyncClient, ClientError> {
+        let transport = HttpPull::new(&self.server)?;
+        let server = transport.address().to_owned();
+        self.start_with(transport, server, false)
+    }
+
+    /// Starts a client over a transport of the caller's; `server` names what is behind it.
+    ///
+    /// # Errors
+    /// As for [`ClientBuilder::start`].
+    pub fn start_over<T: Transport>(self, transport: T) -> Result<SyncClient, ClientError> {
+        let server = self.server.clone();
+        self.start_with(transport, server, false)
+    }
+
+    /// Starts a client that ends by itself when it has caught up, and gives up early: see
+    /// [`ClientBuilder::sync_once`], which waits for it.
+    ///
+    /// # Errors
+    /// As for [`ClientBuilder::start`].
+    pub fn start_once(self) -> Result<SyncClient, ClientError> {
+        let transport = HttpPull::new(&self.server)?;
+        let server = transport.address().to_owned();
+        self.start_with(transport, server, true)
+    }
+
+    /// Catches up with the server and returns.
+    ///
+    /// # Errors
+    /// The server can't be reached or refuses the token, or the replica can't be written. What was
+    /// committed before stays; a later run goes on from there.
+    pub async fn sync_once(self) -> Result<Summary, ClientError> {
+        self.start_once()?.finished().await
+    }
+
+    /// [`ClientBuilder::sync_once`] over a transport of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn sync_once_over<T: Transport>(self, transport: T) -> Result<Summary, ClientError> {
+        let server = self.server.clone();
+        self.start_with(transport, server, true)?.finished().await
+    }
+
+    fn start_with<T: Transport>(
+        self,
+        transport: T,
+        server: String,
+        once: bool,
+    ) -> Result<SyncClient, ClientError> {
+        let usage = |what: &str| ClientError::Usage(what.to_owned());
+        let path = self.replica.ok_or_else(|| usage("a client needs the path of its replica"))?;
+        let source = self.source.ok_or_else(|| usage("a client needs a token or a token file"))?;
+        let token = source.read()?;
+        let options = Options {
+            once,
+            poll_only: self.transport == TransportChoice::Poll,
+            poll_interval: self.poll_interval,
+            seed: rand::rng().random(),
+        };
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let (watch, status) = watch::channel(first_status());
+        let identity = Identity { server, subject: token.subject() };
+        let driver = Driver {
+            machine: Machine::new(options),
+            transport,
+            source,
+            token,
+            once,
+            poll_interval: self.poll_interval,
+            orders: inbox,
+            watch,
+            hands: Hands::default(),
+        };
+        let store = Store::open(path, identity, self.rebuild)?;
+        let task = tokio::spawn(driver.run(store));
+        Ok(SyncClient { orders, status, task })
+    }
+}
+
+impl SyncClient {
+    /// Waits for the end of a client that runs once.
+    ///
+    /// # Errors
+    /// Why it could not catch up.
+    pub async fn finished(self) -> Result<Summary, ClientError> {
+        let status = self.status();
+        self.ended().await?;
+        let status = status.borrow().clone();
+        Ok(Summary { status })
+    }
+}

@@ -1,0 +1,411 @@
+//! The machine's hands: sockets, timers, the token, and the thread that owns the replica.
+
+use std::time::{Duration, SystemTime};
+
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::error::ClientError;
+use crate::machine::{Action, Event, Machine, Outcome};
+use crate::page::Page;
+use crate::replica::{ReplicaError, Report};
+use crate::status::{LastSync, State, Status};
+use crate::store::{Command, Reply, Store};
+use crate::token::{Token, TokenSource};
+use crate::transport::{Failure, PullRequest, Transport};
+
+/// The driver looks at the clock and at the token file this often.
+const TICK: Duration = Duration::from_secs(2);
+/// A clock that moved this much more or less than the ticks did: the machine slept, or the clock jumped.
+const CLOCK_JUMP_MIN: Duration = Duration::from_secs(10);
+/// The list of collections is asked for again after this.
+const COLLECTIONS_EVERY: Duration = Duration::from_secs(10 * 60);
+/// A report holds for so long …
+const REPORT_VALID: Duration = Duration::from_secs(60);
+/// … and is renewed when less than this is left.
+const REPORT_RENEW: Duration = Duration::from_secs(20);
+
+/// What an app asks of a running client.
+#[derive(Debug)]
+pub(crate) enum Order {
+    PullNow,
+    SetToken(Token),
+    Stop,
+}
+
+/// How a client that was not stopped by an error ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    CaughtUp,
+    Stopped,
+}
+
+/// The first reason to end.
+type Ended = Result<End, ClientError>;
+
+/// Everything that a running client holds.
+pub(crate) struct Driver<T> {
+    pub(crate) machine: Machine,
+    pub(crate) transport: T,
+    pub(crate) source: TokenSource,
+    pub(crate) token: Token,
+    pub(crate) once: bool,
+    pub(crate) poll_interval: Duration,
+    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) watch: watch::Sender<Status>,
+    pub(crate) hands: Hands,
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(crate) struct Hands {
+    pull: Option<BoxFuture<'static, Result<Page, Failure>>>,
+    asked: Option<Instant>,
+    listing: Option<BoxFuture<'static, Result<Vec<String>, Failure>>>,
+    timer: Option<Instant>,
+    /// A page that came and waits for the machine's word.
+    page: Option<Page>,
+    epoch: u64,
+    reported: Option<(Report, Instant)>,
+    listed: Option<Instant>,
+}
+
+impl<T: Transport> Driver<T> {
+    /// Runs until an order, an error or, with `once`, being caught up ends it.
+    pub(crate) async fn run(mut self, mut store: Store) -> Ended {
+        let mut clock = Clock::new();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let ended = loop {
+            let step = tokio::select! {
+                biased;
+                // An order to stop goes before all; replies before pages, so that little waits.
+                order = self.orders.recv() => self.order(order.unwrap_or(Order::Stop), &mut store).await,
+                reply = store.reply() => self.reply(reply, &store).await,
+                page = or_never(&mut self.hands.pull) => self.pulled(page, &store).await,
+                list = or_never(&mut self.hands.listing) => self.list_came(list, &store).await,
+                () = at_or_never(self.hands.timer) => {
+                    self.hands.timer = None;
+                    self.event(Event::Timer, &store).await
+                }
+                _ = ticks.tick() => self.tick(&mut clock, &mut store).await,
+            };
+            if let Some(ended) = step {
+                break ended;
+            }
+            self.publish(&store).await;
+        };
+        self.end(ended, store).await
+    }
+
+    async fn end(mut self, ended: Ended, store: Store) -> Ended {
+        self.hands.pull = None;
+        self.machine.halt(ended.as_ref().err().map(ToString::to_string));
+        let closed = store.close(self.machine.error().map(str::to_owned)).await;
+        let ended = match (ended, closed) {
+            // The thread's own error is the one behind whatever followed from it.
+            (Ok(_) | Err(ClientError::Died), Err(error)) => Err(error.into()),
+            (ended, _) => ended,
+        };
+        let error = ended.as_ref().err().map(ToString::to_string);
+        self.watch.send_modify(|status| {
+            status.state = State::Stopped;
+            status.is_online = false;
+            status.transport = crate::status::TransportName::None;
+            status.error = error;
+        });
+        ended
+    }
+
+    async fn event(&mut self, event: Event, store: &Store) -> Option<Ended> {
+        for action in self.machine.on(event) {
+            if let Some(ended) = self.act(action, store).await {
+                return Some(ended);
+            }
+        }
+        None
+    }
+
+    async fn act(&mut self, action: Action, store: &Store) -> Option<Ended> {
+        match action {
+            Action::Pull { since, wait } => {
+                self.hands.timer = None;
+                let request = PullRequest { since, wait };
+                self.hands.asked = Some(Instant::now());
+                self.hands.pull = Some(Box::pin(self.transport.pull(request, self.token.clone())));
+            }
+            Action::CancelPull => self.hands.pull = None,
+            Action::FetchCollections => {
+                self.hands.timer = None;
+                let listing = self.transport.collections(self.token.clone());
+                self.hands.listing = Some(Box::pin(listing));
+            }
+            Action::Apply => {
+                if let Some(page) = self.hands.page.take() {
+                    store.send(Command::Apply { page, epoch: self.hands.epoch }).await;
+                }
+            }
+            Action::DropPartial => store.send(Command::DropPartial).await,
+            Action::BeginFill => store.send(Command::BeginFill).await,
+            Action::Arm(delay) => self.hands.timer = Some(Instant::now() + delay),
+            Action::WaitForToken => {
+                self.hands.timer = None;
+                return self.needs_token();
+            }
+            Action::Halt(Outcome::CaughtUp) => return Some(Ok(End::CaughtUp)),
+            Action::Halt(Outcome::Refused(failure)) => {
+                return Some(Err(ClientError::Refused(failure.to_string())));
+            }
+            Action::Halt(Outcome::Unreachable(failure)) => {
+                return Some(Err(ClientError::Unreachable(failure.to_string())));
+            }
+        }
+        None
+    }
+
+    /// A token was refused. The file may hold a newer one already, which the next tick takes; a client
+    /// that runs once does not wait for one.
+    fn needs_token(&self) -> Option<Ended> {
+        let newer = self.source.read().is_ok_and(|token| token != self.token);
+        if newer || !self.once {
+            return None;
+        }
+        let why = self.machine.error().unwrap_or("the server refuses the token").to_owned();
+        Some(Err(ClientError::Refused(why)))
+    }
+
+    async fn pulled(&mut self, page: Result<Page, Failure>, store: &Store) -> Option<Ended> {
+        self.hands.pull = None;
+        let took = self.hands.asked.take().map(|asked| asked.elapsed()).unwrap_or_default();
+        let event = match page {
+            Ok(page) => {
+                let head = page.head().clone();
+                self.hands.page = Some(page);
+                Event::Fetched { head, took }
+            }
+            Err(failure) => {
+                tracing::info!(error = %failure, "a pull failed");
+                Event::FetchFailed(failure)
+            }
+        };
+        self.event(event, store).await
+    }
+
+    async fn list_came(
+        &mut self,
+        list: Result<Vec<String>, Failure>,
+        store: &Store,
+    ) -> Option<Ended> {
+        self.hands.listing = None;
+        match list {
+            Ok(names) => {
+                self.hands.listed = Some(Instant::now());
+                store.send(Command::Collections(names)).await;
+                None
+            }
+            Err(failure) => {
+                tracing::info!(error = %failure, "the list of collections can't be had");
+                self.event(Event::Collections(Err(failure)), store).await
+            }
+        }
+    }
+
+    async fn reply(&mut self, reply: Option<Reply>, store: &Store) -> Option<Ended> {
+        let event = match reply {
+            None => return Some(Err(ClientError::Died)),
+            Some(Reply::Failed(error)) => return Some(Err(error.into())),
+            Some(Reply::Opened(resume)) => Event::Opened(resume),
+            Some(Reply::Listed) => Event::Collections(Ok(())),
+            Some(Reply::Applied(applied, status)) => {
+                self.watch.send_modify(|shown| shown.take_data(*status));
+                Event::Applied(applied)
+            }
+            Some(Reply::Reset(resume)) => {
+                self.reset();
+                Event::Opened(resume)
+            }
+            // Only asked for, and waited for, in `set_token`.
+            Some(Reply::Belongs(resume)) => Event::TokenSet(resume),
+        };
+        self.event(event, store).await
+    }
+
+    /// The replica was begun anew: what is on its way belongs to the old one.
+    fn reset(&mut self) {
+        self.hands.pull = None;
+        self.hands.page = None;
+        self.hands.epoch += 1;
+    }
+
+    async fn order(&mut self, order: Order, store: &mut Store) -> Option<Ended> {
+        match order {
+            Order::Stop => Some(Ok(End::Stopped)),
+            Order::PullNow => self.event(Event::PullNow, store).await,
+            Order::SetToken(token) => {
+                self.source = TokenSource::Given(token.clone());
+                self.set_token(token, store).await
+            }
+        }
+    }
+
+    /// Takes a token into use. Nothing that was asked for with the old one is applied after the replica
+    /// has become the new one's.
+    async fn set_token(&mut self, token: Token, store: &mut Store) -> Option<Ended> {
+        self.hands.pull = None;
+        self.hands.listing = None;
+        self.hands.page = None;
+        store.send(Command::Belong(token.subject())).await;
+        self.token = token;
+        loop {
+            match store.reply().await {
+                Some(Reply::Belongs(resume)) => {
+                    return self.event(Event::TokenSet(resume), store).await;
+                }
+                Some(Reply::Reset(_)) => {
+                    // What was to be dropped for the token's sake is gone with the file, and the
+                    // command with it: asked again.
+                    self.reset();
+                    store.send(Command::Belong(self.token.subject())).await;
+                }
+                Some(Reply::Failed(error)) => return Some(Err(error.into())),
+                None => return Some(Err(ClientError::Died)),
+                Some(Reply::Opened(_) | Reply::Applied(..) | Reply::Listed) => {}
+            }
+        }
+    }
+
+    async fn tick(&mut self, clock: &mut Clock, store: &mut Store) -> Option<Ended> {
+        if let TokenSource::File(_) = &self.source
+            && let Ok(token) = self.source.read()
+            && token != self.token
+        {
+            tracing::info!("the token file has changed");
+            return self.set_token(token, store).await;
+        }
+        if self.hands.listed.is_some_and(|at| at.elapsed() >= COLLECTIONS_EVERY) {
+            self.hands.listed = None;
+            self.event(Event::CollectionsDue, store).await;
+        }
+        if clock.jumped() {
+            tracing::info!("the machine slept or its clock jumped: pulling at once");
+            return self.event(Event::Woke, store).await;
+        }
+        None
+    }
+
+    /// Shows what has changed, in the watch and in the file.
+    async fn publish(&mut self, store: &Store) {
+        let machine = &self.machine;
+        let valid = match machine.state() {
+            State::Polling => self.poll_interval + REPORT_VALID,
+            _ => REPORT_VALID,
+        };
+        let valid_ms = i64::try_from(valid.as_millis()).unwrap_or(i64::MAX);
+        let mut report = Report {
+            state: machine.state(),
+            transport: machine.transport(),
+            is_online: machine.online(),
+            error: machine.error().map(str::to_owned),
+            failed: machine.error().is_some(),
+            valid_until_ms: 0,
+        };
+        let fresh = self
+            .hands
+            .reported
+            .as_ref()
+            .is_some_and(|(last, at)| *last == report && at.elapsed() + REPORT_RENEW < valid);
+        if fresh {
+            return;
+        }
+        let changed = self.hands.reported.as_ref().is_none_or(|(last, _)| *last != report);
+        self.hands.reported = Some((report.clone(), Instant::now()));
+        if changed {
+            self.watch.send_modify(|status| status.take_report(&report));
+        }
+        // A renewal of the same report is not another failed exchange.
+        report.failed &= changed;
+        report.valid_until_ms = crate::replica::now_ms().saturating_add(valid_ms);
+        store.send(Command::Report(report)).await;
+    }
+}
+
+impl Status {
+    /// Takes over what the replica knows.
+    fn take_data(&mut self, data: Self) {
+        let Self { initialized, last_sync, cursor, position, lag_ms, applying, .. } = data;
+        self.initialized = initialized;
+        self.last_sync = last_sync;
+        self.cursor = cursor;
+        self.position = position;
+        self.lag_ms = lag_ms;
+        self.applying = applying;
+    }
+
+    /// Takes over what the machine says.
+    fn take_report(&mut self, report: &Report) {
+        self.state = report.state;
+        self.transport = report.transport;
+        self.is_online = report.is_online;
+        self.error.clone_from(&report.error);
+        if report.failed {
+            let timestamp = crate::replica::rfc3339(crate::replica::now_ms());
+            self.last_sync = Some(LastSync { success: false, timestamp, applied: 0 });
+        }
+    }
+}
+
+/// Compares the wall clock with the ticks.
+struct Clock {
+    wall: SystemTime,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { wall: SystemTime::now() }
+    }
+
+    /// Whether the time between two ticks was not what it should have been.
+    fn jumped(&mut self) -> bool {
+        let now = SystemTime::now();
+        let passed = now.duration_since(self.wall);
+        self.wall = now;
+        passed.map_or(true, |passed| passed > TICK + CLOCK_JUMP_MIN)
+    }
+}
+
+async fn or_never<O>(slot: &mut Option<BoxFuture<'static, O>>) -> O {
+    match slot {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at_or_never(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The status before the replica has been opened.
+pub(crate) fn first_status() -> Status {
+    Status {
+        initialized: false,
+        is_online: false,
+        state: State::Starting,
+        transport: crate::status::TransportName::None,
+        last_sync: None,
+        cursor: None,
+        position: None,
+        lag_ms: None,
+        error: None,
+        applying: None,
+    }
+}
+
+impl From<std::io::Error> for ClientError {
+    fn from(source: std::io::Error) -> Self {
+        Self::Replica(ReplicaError::Io { path: "the replica's thread".into(), source })
+    }
+}

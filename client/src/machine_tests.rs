@@ -1,0 +1,309 @@
+//! Tables of events and what the machine makes of them.
+
+use tidewire_protocol::Position;
+
+use super::*;
+
+const NONE: Duration = Duration::ZERO;
+
+fn options() -> Options {
+    Options { once: false, poll_only: false, poll_interval: Duration::from_secs(300), seed: 1 }
+}
+
+fn head(cursor: &str, count: usize, has_more: bool, complete: bool) -> PageHead {
+    PageHead {
+        cursor: cursor.into(),
+        checkpoint: Position::ZERO,
+        has_more,
+        complete,
+        count,
+        server_time_ms: 0,
+    }
+}
+
+fn fetched(cursor: &str, count: usize, has_more: bool, complete: bool) -> Event {
+    let took = Duration::from_secs(20);
+    Event::Fetched { head: head(cursor, count, has_more, complete), took }
+}
+
+fn applied(complete: bool) -> Event {
+    Event::Applied(Applied { complete, count: 1 })
+}
+
+fn resume(since: &str) -> Resume {
+    Resume { since: since.into(), initialized: !since.is_empty(), ..Resume::default() }
+}
+
+fn pull(since: &str, wait: Duration) -> Action {
+    Action::Pull { since: since.into(), wait }
+}
+
+fn unreachable() -> Failure {
+    Failure::Unreachable("no route".into())
+}
+
+fn busy(seconds: u64) -> Failure {
+    Failure::Busy { message: "copying".into(), retry_after: Some(Duration::from_secs(seconds)) }
+}
+
+/// A machine that is caught up at `c1` and holds a long poll.
+fn live(options: Options) -> Machine {
+    let mut machine = Machine::new(options);
+    assert_eq!(machine.on(Event::Opened(resume("c0"))), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c0", NONE)]);
+    assert_eq!(machine.on(fetched("c1", 1, false, true)), [Action::Apply]);
+    machine.on(applied(true));
+    machine
+}
+
+/// The delay of the one timer that the actions arm.
+#[track_caller]
+fn armed(actions: &[Action]) -> Duration {
+    match actions {
+        [.., Action::Arm(delay)] => *delay,
+        other => panic!("no timer in {other:?}"),
+    }
+}
+
+#[test]
+fn a_first_copy_keeps_one_page_ahead_of_the_replica_and_no_more() {
+    let mut machine = Machine::new(options());
+    assert_eq!(machine.state(), State::Starting);
+    machine.on(Event::Opened(Resume::default()));
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+    assert_eq!(machine.on(fetched("a", 9, true, false)), [Action::Apply, pull("a", NONE)]);
+    assert_eq!(machine.state(), State::Syncing);
+    assert_eq!(machine.on(fetched("b", 9, true, false)), [Action::Apply], "two pages wait");
+    assert_eq!(machine.on(applied(false)), [pull("b", NONE)]);
+    assert_eq!(machine.on(applied(false)), []);
+    assert_eq!(machine.on(fetched("c", 9, false, true)), [Action::Apply]);
+    assert_eq!(machine.on(applied(true)), [pull("c", LONG_POLL_WAIT)]);
+    assert_eq!((machine.state(), machine.transport()), (State::Live, TransportName::LongPoll));
+}
+
+#[test]
+fn every_failure_leads_to_its_own_state() {
+    let table = [
+        (unreachable(), State::Offline, false),
+        (Failure::Garbage("a portal".into()), State::Offline, false),
+        (Failure::Server { status: 500, message: "oh".into() }, State::Offline, false),
+        (busy(3), State::Live, true),
+        (Failure::Unauthorized("expired".into()), State::NeedsAuth, true),
+        (Failure::Forbidden("nothing".into()), State::NeedsAuth, true),
+    ];
+    for (failure, state, online) in table {
+        let mut machine = live(options());
+        let actions = machine.on(Event::FetchFailed(failure.clone()));
+        assert_eq!((machine.state(), machine.online()), (state, online), "{failure}");
+        assert_eq!(machine.error(), Some(failure.to_string().as_str()));
+        assert!(!actions.iter().any(|action| matches!(action, Action::Pull { .. })), "{failure}");
+    }
+}
+
+#[test]
+fn a_refused_token_is_never_tried_again_by_itself() {
+    let mut machine = live(options());
+    let refused = Event::FetchFailed(Failure::Unauthorized("expired".into()));
+    assert_eq!(machine.on(refused), [Action::WaitForToken]);
+    assert_eq!(machine.on(Event::PullNow), []);
+    assert_eq!(machine.on(Event::Woke), []);
+    assert_eq!(machine.on(Event::CollectionsDue), []);
+    assert_eq!(machine.on(Event::TokenSet(resume("c1"))), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c1", NONE)]);
+}
+
+#[test]
+fn a_token_that_sees_nothing_yet_is_tried_at_the_pace_of_polls() {
+    let mut machine = live(options());
+    let actions = machine.on(Event::FetchFailed(Failure::Forbidden("nothing".into())));
+    assert_eq!(actions, [Action::WaitForToken, Action::Arm(Duration::from_secs(300))]);
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+}
+
+#[test]
+fn a_server_that_names_a_delay_gets_it() {
+    let mut machine = live(options());
+    let delay = armed(&machine.on(Event::FetchFailed(busy(7))));
+    assert!(delay >= Duration::from_secs(7) && delay <= Duration::from_secs(9), "{delay:?}");
+    assert_eq!(machine.on(Event::PullNow), [], "nobody is let past a busy server's delay");
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    let delay = armed(&machine.on(Event::FetchFailed(busy(1 << 40))));
+    assert!(delay <= RETRY_AFTER_MAX * 2, "and not more than an hour");
+}
+
+#[test]
+fn an_unreachable_server_is_tried_less_and_less_often() {
+    let mut machine = live(options());
+    let mut last = NONE;
+    for attempt in 0..20 {
+        let delay = armed(&machine.on(Event::FetchFailed(unreachable())));
+        assert!(delay <= RETRY.1 && delay >= RETRY.0 / 2, "attempt {attempt}: {delay:?}");
+        assert!(delay > last / 3, "attempt {attempt}");
+        last = delay;
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    }
+    machine.on(fetched("c2", 0, false, true));
+    assert!(machine.online() && machine.error().is_none());
+    assert_eq!(machine.on(applied(true)), [pull("c2", LONG_POLL_WAIT)]);
+    let delay = armed(&machine.on(Event::FetchFailed(unreachable())));
+    assert!(delay <= RETRY.0, "success makes the next delay short again");
+}
+
+#[test]
+fn a_cursor_that_is_too_old_starts_a_copy_beside_the_old_data() {
+    let mut machine = live(options());
+    let old = Event::FetchFailed(Failure::Resync(ResyncReason::CursorTooOld));
+    assert_eq!(machine.on(old), [Action::BeginFill]);
+    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
+    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.state(), State::Resyncing);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+    machine.on(fetched("n1", 5, false, true));
+    machine.on(applied(true));
+    assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn inside_a_catch_up_a_foreign_log_costs_only_what_was_not_complete() {
+    let mut machine = live(options());
+    machine.on(fetched("c2", 5, true, false));
+    machine.on(applied(false));
+    let foreign = Failure::Resync(ResyncReason::ForeignLog);
+    assert_eq!(machine.on(Event::FetchFailed(foreign.clone())), [Action::DropPartial]);
+    machine.on(Event::Opened(resume("c1")));
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c1", NONE)]);
+    // The last complete cursor is foreign as well: from nothing.
+    assert_eq!(machine.on(Event::FetchFailed(foreign)), [Action::BeginFill]);
+}
+
+#[test]
+fn resyncs_that_follow_each_other_slow_down() {
+    let mut machine = live(options());
+    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
+    for round in 0..5 {
+        let failure = Failure::Resync(ResyncReason::RulesChanged);
+        assert_eq!(machine.on(Event::FetchFailed(failure)), [Action::BeginFill]);
+        let actions = machine.on(Event::Opened(filling.clone()));
+        if round == 0 {
+            assert_eq!(actions, [Action::FetchCollections]);
+        } else {
+            assert!(armed(&actions) >= RESYNC.0);
+            assert_eq!(machine.on(Event::Timer), [Action::FetchCollections]);
+        }
+        machine.on(Event::Collections(Ok(())));
+    }
+}
+
+#[test]
+fn a_failure_waits_until_the_pages_before_it_are_applied() {
+    let mut machine = Machine::new(options());
+    machine.on(Event::Opened(Resume::default()));
+    machine.on(Event::Collections(Ok(())));
+    machine.on(fetched("a", 9, true, false));
+    assert_eq!(machine.on(Event::FetchFailed(Failure::Resync(ResyncReason::ForeignLog))), []);
+    assert_eq!(machine.on(applied(false)), [Action::DropPartial]);
+}
+
+#[test]
+fn long_polls_that_never_get_through_become_polls_and_are_tried_again_later() {
+    let mut machine = live(options());
+    for _ in 0..LONG_POLL_FAILURES_MAX {
+        machine.on(Event::FetchFailed(unreachable()));
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+        machine.on(fetched("c1", 0, false, true));
+        machine.on(applied(true));
+    }
+    assert_eq!((machine.state(), machine.transport()), (State::Polling, TransportName::Poll));
+    // The next timer is the probe's; a probe that fails goes back to polls, for longer.
+    assert_eq!(machine.on(Event::Timer), [pull("c1", LONG_POLL_WAIT)]);
+    machine.on(Event::FetchFailed(unreachable()));
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    machine.on(fetched("c1", 0, false, true));
+    assert!(armed(&machine.on(applied(true))) >= PROBE.0);
+    assert_eq!(machine.on(Event::Timer), [pull("c1", LONG_POLL_WAIT)]);
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [pull("c2", LONG_POLL_WAIT)]);
+    assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn one_that_is_to_poll_never_holds_a_poll() {
+    let mut machine = live(Options { poll_only: true, ..options() });
+    assert_eq!((machine.state(), machine.transport()), (State::Polling, TransportName::Poll));
+    for round in 0..50 {
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)], "round {round}");
+        machine.on(fetched("c1", 0, false, true));
+        let delay = armed(&machine.on(applied(true)));
+        assert!(delay >= Duration::from_secs(300) && delay <= Duration::from_secs(360));
+    }
+}
+
+#[test]
+fn a_server_that_does_not_hold_polls_is_not_hammered() {
+    let mut machine = live(options());
+    for round in 0..50 {
+        let took = Duration::from_millis(2);
+        machine.on(Event::Fetched { head: head("c1", 0, false, true), took });
+        let delay = armed(&machine.on(applied(true)));
+        assert!(delay >= PACE.0 / 2, "round {round}: {delay:?}");
+        assert_eq!(machine.on(Event::Timer), [pull("c1", LONG_POLL_WAIT)]);
+    }
+}
+
+#[test]
+fn a_page_whose_cursor_stands_still_is_not_followed() {
+    let mut machine = live(options());
+    let actions = machine.on(fetched("c1", 5, true, true));
+    assert!(!actions.contains(&Action::Apply), "{actions:?}");
+    assert_eq!(machine.state(), State::Offline);
+}
+
+#[test]
+fn news_are_fetched_at_once_on_demand_and_after_a_sleep() {
+    let mut machine = live(options());
+    assert_eq!(machine.on(Event::PullNow), [Action::CancelPull, pull("c1", NONE)]);
+    assert_eq!(machine.on(Event::PullNow), [], "it is being fetched");
+    assert_eq!(machine.on(Event::Woke), [Action::CancelPull, pull("c1", NONE)], "that may be dead");
+    machine.on(Event::FetchFailed(unreachable()));
+    assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)]);
+}
+
+#[test]
+fn the_list_of_collections_is_renewed_between_pages() {
+    let mut machine = live(options());
+    assert_eq!(machine.on(Event::CollectionsDue), []);
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [Action::FetchCollections]);
+    assert_eq!(machine.state(), State::Live);
+    let vague = Failure::Server { status: 404, message: "not found".into() };
+    assert_eq!(machine.on(Event::Collections(Err(vague))), [pull("c2", NONE)]);
+}
+
+#[test]
+fn a_single_run_ends_when_caught_up_and_gives_up_early() {
+    let once = Options { once: true, ..options() };
+    let mut machine = Machine::new(once);
+    machine.on(Event::Opened(Resume::default()));
+    machine.on(Event::Collections(Ok(())));
+    machine.on(fetched("a", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [Action::Halt(Outcome::CaughtUp)]);
+    assert_eq!(machine.on(Event::Timer), [], "the end is the end");
+
+    let mut machine = Machine::new(once);
+    machine.on(Event::Opened(Resume::default()));
+    for attempt in 1.. {
+        let actions = machine.on(Event::Collections(Err(unreachable())));
+        if actions == [Action::Halt(Outcome::Unreachable(unreachable()))] {
+            assert_eq!(attempt, ONCE_ATTEMPTS_MAX);
+            break;
+        }
+        machine.on(Event::Timer);
+    }
+
+    let mut machine = Machine::new(once);
+    machine.on(Event::Opened(Resume::default()));
+    machine.on(Event::Collections(Ok(())));
+    let forbidden = Failure::Forbidden("nothing".into());
+    let actions = machine.on(Event::FetchFailed(forbidden.clone()));
+    assert_eq!(actions, [Action::Halt(Outcome::Refused(forbidden))]);
+}

@@ -1,0 +1,296 @@
+//! A page as the client holds it: the text as it came, and where in it each part stands. Checked once,
+//! so that the replica's writer only copies.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use tidewire_protocol::{Change, ChangeKind, Position, PullPage};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::fields::FieldScout;
+
+/// Longest cursor that is taken, in bytes.
+pub const CURSOR_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a text is not a page.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a page: {0}")]
+pub struct PageError(String);
+
+/// One checked page: positions ascend, the count is right, every upsert has a document.
+#[derive(Debug)]
+pub struct Page {
+    /// The page's text, and after it the strings that had escapes in it.
+    text: String,
+    rows: Vec<Row>,
+    collections: Vec<CollectionOfPage>,
+    head: PageHead,
+    decoded: Instant,
+}
+
+/// What the client's machine needs to know of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageHead {
+    /// The next `since`.
+    pub cursor: String,
+    /// The log's head when the page was read.
+    pub checkpoint: Position,
+    /// More can be read at once.
+    pub has_more: bool,
+    /// Everything up to here is one point of the source's history.
+    pub complete: bool,
+    /// The number of changes.
+    pub count: usize,
+    /// The server's clock when it answered, milliseconds since 1970.
+    pub server_time_ms: i64,
+}
+
+/// One change, borrowed from its page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowRef<'a> {
+    /// An index into [`Page::collections`].
+    pub(crate) collection: usize,
+    pub(crate) id: &'a str,
+    /// The document; `None` for a delete.
+    pub(crate) document: Option<&'a str>,
+    pub(crate) updated_at: &'a str,
+    pub(crate) position: Position,
+}
+
+/// A collection that has changes in the page.
+#[derive(Debug)]
+pub(crate) struct CollectionOfPage {
+    pub(crate) name: String,
+    /// Scalar top-level fields of its documents in this page.
+    pub(crate) fields: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Row {
+    collection: usize,
+    id: Range<usize>,
+    document: Option<Range<usize>>,
+    updated_at: Range<usize>,
+    position: Position,
+}
+
+impl Page {
+    /// Reads and checks the text of a pull's answer.
+    ///
+    /// # Errors
+    /// The text is no page, or its parts contradict each other. Nothing of it may be applied.
+    pub fn decode(mut text: String) -> Result<Self, PageError> {
+        let page: PullPage<'_> =
+            serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
+        check(&page)?;
+        let mut spans = Spans { text: &text, extra: String::new() };
+        let mut gathered: Vec<(&str, FieldScout<'_>)> = Vec::new();
+        let mut rows = Vec::with_capacity(page.changes.len());
+        for change in &page.changes {
+            let collection = index_of(&mut gathered, &change.collection);
+            let document = change.payload.map(serde_json::value::RawValue::get);
+            if let Some(document) = document {
+                gathered[collection].1.see(document);
+            }
+            rows.push(Row {
+                collection,
+                id: spans.of(&change.mongo_id),
+                document: document.map(|document| spans.of(document)),
+                updated_at: spans.of(&change.updated_at),
+                position: change.position,
+            });
+        }
+        let collections = gathered
+            .into_iter()
+            .map(|(name, scout)| CollectionOfPage {
+                name: name.to_owned(),
+                fields: scout.into_names(),
+            })
+            .collect();
+        let head = PageHead {
+            cursor: page.cursor.into_owned(),
+            checkpoint: page.checkpoint,
+            has_more: page.has_more,
+            complete: page.complete,
+            count: rows.len(),
+            server_time_ms: time_ms(&page.server_time)
+                .ok_or_else(|| PageError("serverTime is not an RFC 3339 time".into()))?,
+        };
+        let extra = spans.extra;
+        text.push_str(&extra);
+        Ok(Self { text, rows, collections, head, decoded: Instant::now() })
+    }
+
+    /// What the page says of itself.
+    #[must_use]
+    pub fn head(&self) -> &PageHead {
+        &self.head
+    }
+
+    /// Bytes that the page holds in memory, nearly.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// How long the page has been here.
+    pub(crate) fn age(&self) -> Duration {
+        self.decoded.elapsed()
+    }
+
+    pub(crate) fn collections(&self) -> &[CollectionOfPage] {
+        &self.collections
+    }
+
+    pub(crate) fn rows(&self) -> impl Iterator<Item = RowRef<'_>> {
+        self.rows.iter().map(|row| RowRef {
+            collection: row.collection,
+            id: &self.text[row.id.clone()],
+            document: row.document.clone().map(|span| &self.text[span]),
+            updated_at: &self.text[row.updated_at.clone()],
+            position: row.position,
+        })
+    }
+
+    /// The position of the last change, if there is one.
+    pub(crate) fn last_position(&self) -> Option<Position> {
+        self.rows.last().map(|row| row.position)
+    }
+
+    /// When the source wrote the newest change of the page, milliseconds since 1970.
+    pub(crate) fn newest_write_ms(&self) -> Option<i64> {
+        time_ms(&self.text[self.rows.last()?.updated_at.clone()])
+    }
+}
+
+/// Milliseconds since 1970 of an RFC 3339 time.
+pub(crate) fn time_ms(text: &str) -> Option<i64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+fn check(page: &PullPage<'_>) -> Result<(), PageError> {
+    let fail = |what: &str| Err(PageError(what.to_owned()));
+    if !page.success {
+        return fail("success is false");
+    }
+    if page.count as usize != page.changes.len() {
+        return fail("count is not the number of changes");
+    }
+    if page.cursor.is_empty() || page.cursor.len() > CURSOR_BYTES_MAX {
+        return fail("the cursor is empty or too long");
+    }
+    let mut last = Position::ZERO;
+    for change in &page.changes {
+        check_change(change)?;
+        if change.position < last {
+            return fail("positions do not ascend");
+        }
+        last = change.position;
+    }
+    Ok(())
+}
+
+fn check_change(change: &Change<'_>) -> Result<(), PageError> {
+    let what = match (change.kind, change.payload) {
+        (ChangeKind::Upsert, None) => "an upsert without a payload",
+        (ChangeKind::Upsert, Some(raw)) if !raw.get().starts_with('{') => "a payload is no object",
+        (ChangeKind::Delete, Some(_)) => "a delete with a payload",
+        _ if change.collection.is_empty() => "a change of a collection without a name",
+        _ => return Ok(()),
+    };
+    Err(PageError(what.to_owned()))
+}
+
+/// The index of `name`; pages have few collections, and the last one is tried first.
+fn index_of<'a>(gathered: &mut Vec<(&'a str, FieldScout<'a>)>, name: &'a str) -> usize {
+    match gathered.iter().rposition(|(known, _)| *known == name) {
+        Some(index) => index,
+        None => {
+            gathered.push((name, FieldScout::default()));
+            gathered.len() - 1
+        }
+    }
+}
+
+/// Turns parts of a text into ranges of it; what was unescaped on the way goes behind its end.
+struct Spans<'a> {
+    text: &'a str,
+    extra: String,
+}
+
+impl Spans<'_> {
+    fn of(&mut self, part: &str) -> Range<usize> {
+        let base = self.text.as_ptr() as usize;
+        let start = (part.as_ptr() as usize).wrapping_sub(base);
+        // An owned string never lies inside the text's own allocation; an empty one may point
+        // anywhere, and any empty range is as good.
+        if start <= self.text.len() && part.len() <= self.text.len() - start {
+            return start..start + part.len();
+        }
+        let start = self.text.len() + self.extra.len();
+        self.extra.push_str(part);
+        start..start + part.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(changes: &str, count: usize) -> String {
+        format!(
+            r#"{{"success":true,"serverTime":"2026-01-01T12:00:00.000Z","changes":[{changes}],"count":{count},"hasMore":false,"cursor":"c1","checkpoint":"0000000000000009.00000000","complete":true}}"#
+        )
+    }
+
+    fn change(kind: &str, id: &str, position: u64, payload: &str) -> String {
+        format!(
+            r#"{{"type":"{kind}","collection":"us\u0065rs","mongoId":{id},"updatedAt":"2026-01-01T11:59:00.000Z","position":"{position:016x}.00000000"{payload}}}"#
+        )
+    }
+
+    #[test]
+    fn parts_are_found_again_whether_escaped_or_not() {
+        let changes = [
+            change("upsert", r#""a""#, 1, r#","payload":{"_id":"a","n":"\u0041","o":{}}"#),
+            change("delete", r#""\"q\u00e9\"""#, 2, ""),
+        ];
+        let page = Page::decode(page(&changes.join(","), 2)).unwrap();
+        let rows: Vec<_> = page.rows().collect();
+        assert_eq!(rows[0].id, "a");
+        assert_eq!(rows[0].document, Some(r#"{"_id":"a","n":"\u0041","o":{}}"#));
+        assert_eq!(rows[0].updated_at, "2026-01-01T11:59:00.000Z");
+        assert_eq!((rows[1].id, rows[1].document), ("\"qé\"", None));
+        assert_eq!(page.collections().len(), 1);
+        assert_eq!(page.collections()[0].name, "users");
+        assert_eq!(page.collections()[0].fields, ["_id", "n"]);
+        assert_eq!(page.last_position(), Some(Position::new(2, 0)));
+        assert_eq!(page.head().server_time_ms - page.newest_write_ms().unwrap(), 60_000);
+    }
+
+    #[test]
+    fn a_page_that_contradicts_itself_is_refused() {
+        let upsert = |at| change("upsert", r#""a""#, at, r#","payload":{}"#);
+        let refused = [
+            (String::new(), 1),
+            (upsert(1), 2),
+            ([upsert(2), upsert(1)].join(","), 2),
+            (change("upsert", r#""a""#, 1, ""), 1),
+            (change("upsert", r#""a""#, 1, r#","payload":[]"#), 1),
+            (change("delete", r#""a""#, 1, r#","payload":{}"#), 1),
+            (change("truncate", r#""a""#, 1, ""), 1),
+        ];
+        for (changes, count) in refused {
+            assert!(Page::decode(page(&changes, count)).is_err(), "{changes}");
+        }
+        let good = page(&upsert(1), 1);
+        assert!(Page::decode(good.clone()).is_ok());
+        assert!(Page::decode(good.replace("\"c1\"", "\"\"")).is_err());
+        assert!(Page::decode(good.replace("true", "false")).is_err());
+        for end in 0..good.len() {
+            assert!(Page::decode(good[..end].to_owned()).is_err());
+        }
+    }
+}

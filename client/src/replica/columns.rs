@@ -1,0 +1,66 @@
+//! Generated columns: one for each top-level scalar field, computed from `_doc` when it is read, so
+//! that they cost no space.
+
+use std::collections::HashSet;
+
+use rusqlite::Connection;
+
+use super::schema::{OWN_COLUMNS, literal, quote};
+
+/// Most generated columns of a table; fields beyond them are read with `json_extract`.
+pub(crate) const COLUMNS_MAX: usize = 500;
+/// Longest field name that becomes a column, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+
+/// The columns that a table has, by their names as SQLite compares them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Columns {
+    known: HashSet<String>,
+    /// Exact spellings that were seen and need no thought any more.
+    settled: HashSet<String>,
+}
+
+impl Columns {
+    /// The generated columns of an existing table.
+    pub(crate) fn of_table(conn: &Connection, table: &str) -> rusqlite::Result<Self> {
+        let mut columns = Self::default();
+        let mut rows = conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 2")?;
+        for name in rows.query_map([table], |row| row.get::<_, String>(0))? {
+            columns.admit(&name?);
+        }
+        Ok(columns)
+    }
+
+    /// Whether `name` is to become a column now. Says so once; the first spelling wins where names
+    /// differ in (ASCII) case only.
+    pub(crate) fn admit(&mut self, name: &str) -> bool {
+        if self.settled.contains(name) {
+            return false;
+        }
+        // Bounded: what is settled is bounded by the columns and as many refusals again.
+        if self.settled.len() < 4 * COLUMNS_MAX {
+            self.settled.insert(name.to_owned());
+        }
+        let folded = name.to_ascii_lowercase();
+        if self.known.len() >= COLUMNS_MAX
+            || OWN_COLUMNS.contains(&folded.as_str())
+            || name.len() > NAME_BYTES_MAX
+            || name.contains('\0')
+        {
+            return false;
+        }
+        self.known.insert(folded)
+    }
+}
+
+/// Adds the generated column of a field that [`Columns::admit`] let in.
+pub(crate) fn add(conn: &Connection, table: &str, field: &str) -> rusqlite::Result<()> {
+    // The name as a JSON string: SQLite compares a quoted path step with the key as it is written.
+    let path = format!("$.{}", serde_json::Value::from(field));
+    conn.execute_batch(&format!(
+        "ALTER TABLE {} ADD COLUMN {} GENERATED ALWAYS AS (json_extract(_doc, {})) VIRTUAL",
+        quote(table),
+        quote(field),
+        literal(&path),
+    ))
+}

@@ -1,0 +1,362 @@
+//! Opening a replica for writing: one client at a time, of one subject, and only a file that is sound.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, params};
+
+use super::ReplicaError;
+use super::apply::{Batch, Partial, Progress};
+use super::catalog::{self, Catalog};
+use super::schema::{self, APPLICATION_ID, SCHEMA_VERSION};
+use super::staging::damaged;
+use super::status;
+use crate::token::Subject;
+
+/// Bytes of a page: documents of 500 bytes leave least room unused at this size.
+const PAGE_BYTES: u32 = 8_192;
+/// SQLite's cache, in KiB.
+const CACHE_KIB: i64 = 16_000;
+/// The write-ahead log shrinks back to this after a large transaction, in bytes.
+const WAL_BYTES_KEPT: i64 = 32 << 20;
+/// How long another program's lock is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Statements that stay prepared.
+const STATEMENTS_MAX: usize = 256;
+/// A file up to this size is checked at every start …
+const CHECK_BYTES_MAX: u64 = 32 << 20;
+/// … and one up to this size after a session that did not end in order.
+const CHECK_UNCLEAN_BYTES_MAX: u64 = 1 << 30;
+/// What a lock file begins with: the file beside it is a replica, whatever it looks like.
+const LOCK_MARK: &str = "tidewire replica";
+/// Tries for the lock, 50 ms apart: somebody may be looking whether it is held.
+const LOCK_TRIES: u32 = 10;
+
+/// Whose replica it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) server: String,
+    pub(crate) subject: Subject,
+}
+
+/// The one that writes. Holds the lock for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(super) conn: Connection,
+    pub(super) catalog: Catalog,
+    pub(super) progress: Progress,
+    pub(super) batch: Option<Batch>,
+    path: PathBuf,
+    /// Held, not read: the system gives it up when the process ends, however it ends.
+    lock: File,
+}
+
+enum Found {
+    Nothing,
+    Replica,
+    Damaged,
+}
+
+impl Writer {
+    /// Opens or makes the replica at `path` for `identity`. A damaged one is put aside (`.damaged`)
+    /// and begun anew; another subject's is wiped; another server's is copied anew beside the old
+    /// data.
+    pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, ReplicaError> {
+        let path = real_path(path)?;
+        let found = inspect(&path)?;
+        let lock = take_lock(&path)?;
+        let mut writer = match found {
+            Found::Nothing => Self::create(&path, lock)?,
+            Found::Damaged => Self::anew(&path, lock)?,
+            Found::Replica => match Self::existing(&path) {
+                Ok((conn, catalog, progress)) => {
+                    Self { conn, catalog, progress, batch: None, path, lock }
+                }
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(%error, "the replica is damaged: it is made anew");
+                    Self::anew(&path, lock)?
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        writer.belong_to(identity)?;
+        writer.conn.execute_batch("UPDATE _tidewire_state SET clean = 0")?;
+        Ok(writer)
+    }
+
+    /// Puts the damaged file aside and begins anew, without giving up the lock.
+    pub(crate) fn recreate(self, identity: &Identity) -> Result<Self, ReplicaError> {
+        let Self { conn, path, lock, .. } = self;
+        drop(conn);
+        let mut writer = Self::anew(&path, lock)?;
+        writer.belong_to(identity)?;
+        Ok(writer)
+    }
+
+    /// Makes the replica `identity`'s: see [`Writer::open`].
+    pub(crate) fn belong_to(&mut self, identity: &Identity) -> Result<(), ReplicaError> {
+        self.commit()?;
+        let read = "SELECT server, issuer, subject FROM _tidewire_state";
+        let (server, iss, sub): (Option<String>, _, _) =
+            self.conn.query_row(read, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let stored = Subject { iss, sub };
+        let subject = &identity.subject;
+        // A token that does not say whose it is will be refused by the server; it wipes nothing.
+        if stored.sub.is_some() && subject.sub.is_some() && stored != *subject {
+            tracing::info!("another subject has signed in: the former one's data is wiped");
+            self.wipe()?;
+        } else if server.as_ref().is_some_and(|server| *server != identity.server) {
+            tracing::info!("another server: copying anew beside the old data");
+            self.begin_fill()?;
+        }
+        self.conn.execute(
+            "UPDATE _tidewire_state SET server = ?1, issuer = ifnull(?2, issuer), \
+             subject = ifnull(?3, subject)",
+            params![identity.server, subject.iss, subject.sub],
+        )?;
+        Ok(())
+    }
+
+    /// Writes what the client says of itself; with an open transaction it commits with that.
+    pub(crate) fn report(&mut self, report: &status::Report) -> Result<(), ReplicaError> {
+        Ok(status::write(&self.conn, report)?)
+    }
+
+    /// What the status view says.
+    pub(crate) fn status(&self) -> Result<crate::status::Status, ReplicaError> {
+        Ok(status::read(&self.conn)?)
+    }
+
+    /// Commits what is open and leaves the file in order.
+    pub(crate) fn close(mut self, error: Option<String>) -> Result<(), ReplicaError> {
+        self.commit()?;
+        self.conn.execute(
+            "UPDATE _tidewire_state SET clean = 1, valid_until_ms = 0, state = 'stopped', \
+             transport = 'none', is_online = 0, error = ?1",
+            [error],
+        )?;
+        self.conn.close().map_err(|(_, error)| ReplicaError::Sqlite(error))
+    }
+
+    pub(super) fn reload(&mut self) -> Result<(), ReplicaError> {
+        self.catalog = Catalog::load(&self.conn)?;
+        self.progress = read_progress(&self.conn)?;
+        Ok(())
+    }
+
+    fn anew(path: &Path, lock: File) -> Result<Self, ReplicaError> {
+        set_aside(path)?;
+        Self::create(path, lock)
+    }
+
+    fn create(path: &Path, lock: File) -> Result<Self, ReplicaError> {
+        let conn = Connection::open(path)?;
+        conn.pragma_update(None, "page_size", PAGE_BYTES)?;
+        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        // Not yet in WAL mode: the header must be in the file itself, where `inspect` looks for it.
+        conn.execute_batch("BEGIN")?;
+        schema::create(&conn)?;
+        conn.execute_batch("COMMIT")?;
+        configure(&conn)?;
+        let (catalog, progress) = (Catalog::default(), Progress::default());
+        Ok(Self { conn, catalog, progress, batch: None, path: path.to_owned(), lock })
+    }
+
+    fn existing(path: &Path) -> Result<(Connection, Catalog, Progress), ReplicaError> {
+        let bytes = std::fs::metadata(path).map_err(io_at(path))?.len();
+        let conn = Connection::open(path)?;
+        configure(&conn)?;
+        let read = "SELECT schema_version, clean FROM _tidewire_state";
+        let (found, clean): (i64, bool) =
+            conn.query_row(read, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if found > SCHEMA_VERSION {
+            let path = path.to_owned();
+            return Err(ReplicaError::TooNew { path, found, known: SCHEMA_VERSION });
+        }
+        if bytes <= if clean { CHECK_BYTES_MAX } else { CHECK_UNCLEAN_BYTES_MAX } {
+            quick_check(&conn)?;
+        }
+        check_guards(&conn)?;
+        let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
+        Ok((conn, catalog, progress))
+    }
+
+    /// Removes every trace of the former subject. Programs that have the file open see its tables
+    /// vanish.
+    fn wipe(&mut self) -> Result<(), ReplicaError> {
+        // Freed pages are overwritten with zeros.
+        self.conn.pragma_update(None, "secure_delete", true)?;
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        for entry in catalog::entries(&self.conn)? {
+            for table in [&entry.table, &entry.shadow_table()] {
+                let drop = format!("DROP TABLE IF EXISTS {}", schema::quote(table));
+                self.conn.execute_batch(&drop)?;
+            }
+        }
+        self.conn.execute_batch(
+            "DELETE FROM _tidewire_tables; DELETE FROM _tidewire_fields;
+             DELETE FROM _tidewire_staged; DELETE FROM _tidewire_state;
+             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 1); COMMIT; VACUUM;",
+        )?;
+        self.conn.busy_timeout(Duration::from_secs(5))?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let blocked: bool = self.conn.query_row(sql, [], |row| row.get(0))?;
+        self.conn.busy_timeout(BUSY_TIMEOUT)?;
+        self.conn.pragma_update(None, "secure_delete", false)?;
+        remove_if_there(&beside(&self.path, ".damaged"))?;
+        self.reload()?;
+        if blocked { Err(ReplicaError::WipeBlocked(self.path.clone())) } else { Ok(()) }
+    }
+}
+
+/// Whether a client keeps the replica at `path`.
+pub(super) fn is_kept(path: &Path) -> bool {
+    let Ok(path) = real_path(path) else { return false };
+    let Ok(file) = File::open(beside(&path, ".lock")) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether the file says in its header that it is a replica.
+pub(super) fn is_replica(path: &Path) -> std::io::Result<bool> {
+    let mut header = Vec::with_capacity(100);
+    File::open(path)?.take(100).read_to_end(&mut header)?;
+    Ok(header.len() == 100
+        && header.starts_with(b"SQLite format 3\0")
+        && header[68..72] == APPLICATION_ID.to_be_bytes())
+}
+
+pub(super) fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> ReplicaError {
+    let path = path.to_owned();
+    move |source| ReplicaError::Io { path, source }
+}
+
+/// The path by which every client of this file finds the same lock.
+fn real_path(path: &Path) -> Result<PathBuf, ReplicaError> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().ok_or_else(|| ReplicaError::NotAReplica(path.to_owned()))?;
+    Ok(folder.canonicalize().map_err(io_at(folder))?.join(name))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn inspect(path: &Path) -> Result<Found, ReplicaError> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(io_at(path)(error)),
+        Ok(meta) if meta.is_file() && meta.len() == 0 => return Ok(Found::Nothing),
+        Ok(meta) if !meta.is_file() => return Err(ReplicaError::NotAReplica(path.to_owned())),
+        Ok(_) => {}
+    }
+    if is_replica(path).map_err(io_at(path))? {
+        return Ok(Found::Replica);
+    }
+    let lock = std::fs::read_to_string(beside(path, ".lock")).unwrap_or_default();
+    if lock.starts_with(LOCK_MARK) {
+        tracing::warn!("the replica's header is damaged: it is made anew");
+        return Ok(Found::Damaged);
+    }
+    Err(ReplicaError::NotAReplica(path.to_owned()))
+}
+
+fn take_lock(path: &Path) -> Result<File, ReplicaError> {
+    let lock_path = beside(path, ".lock");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut lock = options.open(&lock_path).map_err(io_at(&lock_path))?;
+    let mut tries = 1;
+    while let Err(error) = lock.try_lock() {
+        match error {
+            TryLockError::WouldBlock if tries < LOCK_TRIES => tries += 1,
+            TryLockError::WouldBlock => {
+                let mut holder = String::new();
+                lock.read_to_string(&mut holder).ok();
+                let holder = holder.lines().nth(1).unwrap_or("process unknown").to_owned();
+                return Err(ReplicaError::Locked { path: path.to_owned(), holder });
+            }
+            TryLockError::Error(error) => return Err(io_at(&lock_path)(error)),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mark = format!("{LOCK_MARK}\nprocess {}\n", std::process::id());
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| lock.write_all(mark.as_bytes()))
+        .map_err(io_at(&lock_path))?;
+    Ok(lock)
+}
+
+/// Moves a damaged replica out of the way; an older one that lies there goes.
+fn set_aside(path: &Path) -> Result<(), ReplicaError> {
+    for suffix in ["-wal", "-shm"] {
+        remove_if_there(&beside(path, suffix))?;
+    }
+    std::fs::rename(path, beside(path, ".damaged")).map_err(io_at(path))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), ReplicaError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn configure(conn: &Connection) -> Result<(), ReplicaError> {
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    // Our own writes pass the triggers that refuse everybody else's.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    conn.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES_KEPT, |_| Ok(()))?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(())
+}
+
+fn quick_check(conn: &Connection) -> Result<(), ReplicaError> {
+    let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" { Ok(()) } else { Err(damaged(&verdict)) }
+}
+
+/// Every table that the catalogue names must be there with its guards.
+fn check_guards(conn: &Connection) -> Result<(), ReplicaError> {
+    let sql = "SELECT 3 * (4 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
+               (SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' \
+                AND substr(name, 1, 13) = '_tidewire_no_')";
+    if conn.query_row(sql, [], |row| row.get(0))? { Ok(()) } else { Err(damaged("the schema")) }
+}
+
+fn read_progress(conn: &Connection) -> Result<Progress, ReplicaError> {
+    let sql = "SELECT cursor, position, fill_cursor, fill_rows, staged_cursor, staged_rows, \
+               generation, caught_up_ms, lag_ms FROM _tidewire_state";
+    let partial = |row: &rusqlite::Row<'_>, at| -> rusqlite::Result<Option<Partial>> {
+        let Some(cursor) = row.get(at)? else { return Ok(None) };
+        Ok(Some(Partial { cursor, rows: row.get(at + 1)? }))
+    };
+    let (position, progress) = conn.query_row(sql, [], |row| {
+        let progress = Progress {
+            cursor: row.get(0)?,
+            fill: partial(row, 2)?,
+            staged: partial(row, 4)?,
+            generation: row.get(6)?,
+            caught_up_ms: row.get(7)?,
+            lag_ms: row.get(8)?,
+            ..Progress::default()
+        };
+        Ok((row.get::<_, Option<String>>(1)?, progress))
+    })?;
+    let position = position.map(|text| text.parse()).transpose();
+    Ok(Progress { position: position.map_err(|_| damaged("the position"))?, ..progress })
+}

@@ -1,0 +1,393 @@
+//! The replica's promises, each against a real file.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::testing::{delete, dump, identity, open, page, stranger, upsert};
+use super::{Replica, ReplicaError, Writer};
+use crate::status::{State, TransportName};
+
+/// A folder that lives as long as the test, and the replica's path in it.
+fn place() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("replica.db");
+    (folder, path)
+}
+
+fn one<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> T {
+    conn.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn nothing_is_visible_before_the_first_copy_is_complete() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let reader = stranger(&path);
+    writer.set_collections(&["users".into(), "empty".into()]).unwrap();
+    writer.apply(&page(&[upsert("users", "a", 1, r#"{"n":1}"#)], "p1", true, false)).unwrap();
+    writer.commit().unwrap();
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('users', 'empty')";
+    assert_eq!(one::<i64>(&reader, tables), 0);
+    assert!(!one::<bool>(&reader, "SELECT initialized FROM _tidewire_status"));
+    assert_eq!(one::<i64>(&reader, "SELECT applying FROM _tidewire_status"), 1);
+    writer.apply(&page(&[upsert("users", "b", 2, r#"{"n":2}"#)], "p2", false, true)).unwrap();
+    assert_eq!(one::<i64>(&reader, "SELECT sum(n) FROM users"), 3);
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM empty"), 0);
+    assert_eq!(one::<String>(&reader, "SELECT cursor FROM _tidewire_status"), "p2");
+}
+
+#[test]
+fn top_level_scalars_become_columns_with_their_values() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let document = r#"{"_id":"a","paid":true,"open":false,"big":9223372036854775807,"price":"12.50","rate":1.0,
+        "none":null,"tags":["x"],"Name":"first","a b":1,"it's":2,"q\"uote":3,"back\\slash":4,"dot.ted":5,"$d":6,
+        "select":7,"":8,"é":9,"tab\t":10,"_doc":"no","_ID":"no"}"#;
+    writer.apply(&page(&[upsert("things", "a", 1, document)], "p1", false, true)).unwrap();
+    let later = [upsert("things", "b", 2, r#"{"name":"second","tags":5,"new":1}"#)];
+    writer.apply(&page(&later, "p2", false, true)).unwrap();
+    let reader = stranger(&path);
+    let all = r#"SELECT paid || '|' || open || '|' || big || '|' || price || '|' || rate || '|' || ifnull(none, '-') || '|' || tags
+        || '|' || "Name" || '|' || "a b" || "it's" || "q""uote" || "back\slash" || "dot.ted" || "$d" || "select" || "" || "é" || "tab	"
+        FROM things WHERE _id = 'a'"#;
+    assert_eq!(
+        one::<String>(&reader, all),
+        "1|0|9223372036854775807|12.50|1.0|-|[\"x\"]|first|12345678910"
+    );
+    // `name` differs from `Name` in case only: the first spelling's field is the column.
+    let second = "SELECT (Name IS NULL) || tags || new FROM things WHERE _id = 'b'";
+    assert_eq!(one::<String>(&reader, second), "151");
+    let columns = "SELECT count(*) FROM pragma_table_xinfo('things') WHERE hidden = 2";
+    assert_eq!(one::<i64>(&reader, columns), 19);
+}
+
+#[test]
+fn a_table_has_five_hundred_columns_at_most() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let fields: Vec<String> = (0..700).map(|n| format!(r#""f{n}":{n}"#)).collect();
+    let document = format!("{{{}}}", fields.join(","));
+    writer.apply(&page(&[upsert("wide", "a", 1, &document)], "p1", false, true)).unwrap();
+    writer.apply(&page(&[upsert("wide", "b", 2, r#"{"more":1}"#)], "p2", false, true)).unwrap();
+    let reader = stranger(&path);
+    assert_eq!(one::<i64>(&reader, "SELECT f499 FROM wide WHERE _id = 'a'"), 499);
+    assert!(reader.prepare("SELECT f500 FROM wide").is_err());
+    let beyond = "SELECT json_extract(_doc, '$.f699') FROM wide WHERE _id = 'a'";
+    assert_eq!(one::<i64>(&reader, beyond), 699);
+}
+
+#[test]
+fn a_write_by_anybody_else_is_refused_by_the_file() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let rows = [upsert("users", "a", 1, r#"{"n":1}"#)];
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    writer.begin_fill().unwrap();
+    writer.apply(&page(&rows, "p1", true, false)).unwrap();
+    writer.commit().unwrap();
+    let other = stranger(&path);
+    let writes = [
+        "INSERT INTO users (_id) VALUES ('x')",
+        "INSERT OR REPLACE INTO users (_id, _doc) VALUES ('a', '{}')",
+        "INSERT OR IGNORE INTO users (_id) VALUES ('x')",
+        "REPLACE INTO users (_id) VALUES ('a')",
+        "INSERT INTO users (_id) VALUES ('a') ON CONFLICT DO UPDATE SET _doc = ''",
+        "UPDATE users SET _doc = '{}'",
+        "UPDATE OR IGNORE users SET _id = 'b'",
+        "DELETE FROM users",
+        "DELETE FROM users WHERE _id = 'a'",
+        "DELETE FROM _tidewire_new_users",
+        "UPDATE _tidewire_state SET cursor = 'x'",
+        "DELETE FROM _tidewire_state",
+        "INSERT INTO _tidewire_staged (collection) VALUES ('x')",
+        "UPDATE _tidewire_tables SET live = 0",
+        "DELETE FROM _tidewire_fields",
+        "UPDATE _tidewire_status SET state = 'live'",
+        "DELETE FROM _tidewire_status",
+        "INSERT INTO _tidewire_status (state) VALUES ('live')",
+    ];
+    for sql in writes {
+        let before = dump(&other);
+        // A delete of no rows has nothing to refuse.
+        match other.execute(sql, []) {
+            Ok(0) => assert!(sql.contains("_fields")),
+            Ok(_) => panic!("{sql} was let through"),
+            Err(error) => assert_eq!(error.to_string(), "read-only replica", "{sql}"),
+        }
+        assert_eq!(dump(&other), before, "{sql}");
+    }
+    drop(other);
+    writer.apply(&page(&[delete("users", "a", 2)], "p2", false, true)).unwrap();
+    assert_eq!(dump(&stranger(&path)), "");
+}
+
+#[test]
+fn a_change_that_is_older_than_the_row_leaves_it_alone() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("u", "a", 5, r#"{"v":5}"#)], "p5", false, true)).unwrap();
+    let older = [upsert("u", "a", 3, r#"{"v":3}"#), delete("u", "a", 4)];
+    writer.apply(&page(&older, "p5", false, true)).unwrap();
+    assert_eq!(one::<i64>(&stranger(&path), "SELECT v FROM u"), 5);
+}
+
+#[test]
+fn a_catch_up_is_shown_all_at_once() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let reader = stranger(&path);
+    writer.apply(&page(&[upsert("u", "a", 1, r#"{"v":1}"#)], "p1", false, true)).unwrap();
+    let before = dump(&reader);
+    writer.apply(&page(&[upsert("u", "a", 2, r#"{"v":2,"w":"x"}"#)], "p2", true, false)).unwrap();
+    drop(writer);
+    let mut writer = open(&path);
+    assert_eq!(writer.resume().since, "p2");
+    writer.apply(&page(&[upsert("new", "b", 3, r#"{"v":3}"#)], "p3", true, false)).unwrap();
+    assert_eq!(dump(&reader), before);
+    writer.apply(&page(&[delete("u", "zz", 4)], "p4", false, true)).unwrap();
+    assert_eq!(one::<String>(&reader, "SELECT v || w FROM u"), "2x");
+    assert_eq!(one::<i64>(&reader, "SELECT v FROM new"), 3);
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM _tidewire_staged"), 0);
+}
+
+#[test]
+fn a_resync_leaves_the_old_data_readable_until_it_is_complete() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let reader = stranger(&path);
+    let old = [upsert("u", "a", 1, r#"{"old":1}"#), upsert("gone", "g", 1, "{}")];
+    writer.apply(&page(&old, "p1", false, true)).unwrap();
+    let before = dump(&reader);
+    let resume = writer.begin_fill().unwrap();
+    assert_eq!((resume.since.as_str(), resume.initialized, resume.filling), ("", true, true));
+    writer.apply(&page(&[upsert("u", "b", 2, r#"{"new":2}"#)], "q1", true, false)).unwrap();
+    drop(writer);
+    assert_eq!(dump(&reader), before);
+    let mut writer = open(&path);
+    assert_eq!(writer.resume().since, "", "what was not committed is read again");
+    writer.apply(&page(&[upsert("u", "b", 2, r#"{"new":2}"#)], "q1", true, false)).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    let mut writer = open(&path);
+    assert_eq!(writer.resume().since, "q1", "and what was committed is not");
+    writer.apply(&page(&[upsert("u", "c", 3, r#"{"new":3}"#)], "q2", false, true)).unwrap();
+    assert_eq!(one::<i64>(&reader, "SELECT sum(new) FROM u"), 5);
+    assert!(reader.prepare("SELECT old FROM u").is_err(), "columns of the old copy are gone");
+    assert!(reader.prepare("SELECT * FROM gone").is_err(), "and so are its collections");
+}
+
+#[test]
+fn names_that_sql_dislikes_get_tables_of_their_own() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let names = [
+        "users",
+        "Users",
+        "sqlite_master",
+        "_tidewire_state",
+        "a\"b",
+        "it's",
+        "drop table x; --",
+        "select",
+        "a.b",
+        "système",
+        " ",
+        "[x]",
+        "`",
+        "order",
+    ];
+    let rows: Vec<_> = names.iter().map(|name| upsert(name, name, 1, r#"{"v":1}"#)).collect();
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    let moved = [upsert("Users", "x", 2, r#"{"extra":1}"#), delete("users", "users", 2)];
+    writer.apply(&page(&moved, "p2", false, true)).unwrap();
+    let reader = stranger(&path);
+    let mapped = "SELECT group_concat(collection || '=' || table_name, ' ') FROM \
+                  (SELECT * FROM _tidewire_tables WHERE collection != table_name ORDER BY 1)";
+    assert_eq!(
+        one::<String>(&reader, mapped),
+        "Users=Users~2 _tidewire_state=~_tidewire_state sqlite_master=~sqlite_master"
+    );
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM users"), 0);
+    assert_eq!(one::<i64>(&reader, "SELECT sum(extra) FROM \"Users~2\""), 1);
+    assert_eq!(one::<i64>(&reader, "SELECT v FROM \"drop table x; --\""), 1);
+    assert_eq!(dump(&reader).lines().count(), names.len());
+    drop(writer);
+    drop(reader);
+    assert_eq!(dump(&open(&path).conn).lines().count(), names.len(), "and are found again");
+}
+
+#[test]
+fn a_collection_that_is_no_longer_listed_goes_once_it_is_empty() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.set_collections(&["a".into(), "b".into()]).unwrap();
+    writer.apply(&page(&[upsert("a", "1", 1, "{}")], "p1", false, true)).unwrap();
+    let reader = stranger(&path);
+    writer.set_collections(&["c".into()]).unwrap();
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM a"), 1, "it holds something");
+    assert!(reader.prepare("SELECT * FROM b").is_err());
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM c"), 0);
+}
+
+#[test]
+fn a_second_client_on_the_same_replica_is_refused() {
+    let (_folder, path) = place();
+    let writer = open(&path);
+    match Writer::open(&path, &identity("ada")) {
+        Err(ReplicaError::Locked { holder, .. }) => {
+            assert_eq!(holder, format!("process {}", std::process::id()));
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(writer);
+    open(&path);
+}
+
+#[test]
+fn a_copied_file_goes_on_alone() {
+    let (folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
+    writer.close(None).unwrap();
+    let _original = open(&path);
+    let copy = folder.path().join("copy.db");
+    std::fs::copy(&path, &copy).unwrap();
+    assert_eq!(open(&copy).resume().since, "p1");
+}
+
+#[test]
+fn another_subject_finds_nothing_of_the_first() {
+    let (folder, path) = place();
+    let mut writer = open(&path);
+    let rows: Vec<_> = (0..500)
+        .map(|n| upsert("secrets", &format!("id{n}"), n + 1, r#"{"s":"canary-of-ada"}"#))
+        .collect();
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    writer.apply(&page(&rows, "p2", true, false)).unwrap();
+    std::fs::write(folder.path().join("replica.db.damaged"), "canary-of-ada").unwrap();
+    drop(writer);
+    let writer = Writer::open(&path, &identity("bob")).unwrap();
+    assert_eq!(writer.resume(), super::Resume::default());
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let found = bytes.windows(13).any(|window| window == b"canary-of-ada");
+        assert!(!found, "{} still holds the first subject's data", path.display());
+    }
+}
+
+#[test]
+fn another_server_is_copied_anew_beside_the_old_data() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
+    drop(writer);
+    let elsewhere = super::Identity { server: "elsewhere".into(), ..identity("ada") };
+    let writer = Writer::open(&path, &elsewhere).unwrap();
+    assert_eq!((writer.resume().since.as_str(), writer.resume().filling), ("", true));
+    assert_eq!(dump(&stranger(&path)).lines().count(), 1);
+}
+
+#[test]
+fn a_file_that_is_no_replica_is_left_alone() {
+    let (_folder, path) = place();
+    for content in [&b"my diary"[..], &[0x53; 5000]] {
+        std::fs::write(&path, content).unwrap();
+        assert!(matches!(Writer::open(&path, &identity("a")), Err(ReplicaError::NotAReplica(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+        assert!(matches!(Replica::open(&path), Err(ReplicaError::NotAReplica(_))));
+    }
+    std::fs::remove_file(&path).unwrap();
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE mine (x)").unwrap();
+    assert!(matches!(Writer::open(&path, &identity("a")), Err(ReplicaError::NotAReplica(_))));
+    assert!(!path.with_extension("db.lock").exists(), "not even a lock beside it");
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(Replica::open(&path), Err(ReplicaError::Missing(_))));
+}
+
+fn filled(path: &Path) {
+    let mut writer = open(path);
+    let rows: Vec<_> = (0..2_000)
+        .map(|n| upsert("u", &format!("id{n}"), n + 1, &format!(r#"{{"n":{n},"t":"some text"}}"#)))
+        .collect();
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    writer.close(None).unwrap();
+}
+
+#[test]
+fn a_damaged_file_is_made_anew_and_never_served() {
+    let (_folder, path) = place();
+    // The header, the schema, rows, the end; and a file that was cut.
+    for place in [0_usize, 20, 100, 5_000, 40_000] {
+        filled(&path);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for byte in &mut bytes[place..place + 2_000] {
+            *byte ^= 0x5a;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let writer = open(&path);
+        assert_eq!(writer.resume(), super::Resume::default(), "damage at {place}");
+        drop(writer);
+        std::fs::remove_file(&path).unwrap();
+    }
+    filled(&path);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    assert_eq!(open(&path).resume(), super::Resume::default());
+}
+
+#[test]
+fn a_table_that_somebody_dropped_means_a_new_copy() {
+    let (_folder, path) = place();
+    filled(&path);
+    stranger(&path).execute_batch("DROP TABLE u").unwrap();
+    assert_eq!(open(&path).resume(), super::Resume::default());
+}
+
+#[test]
+fn the_status_of_a_client_that_died_is_stopped() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
+    let report = super::Report {
+        state: State::Live,
+        transport: TransportName::LongPoll,
+        is_online: true,
+        error: None,
+        failed: false,
+        valid_until_ms: super::now_ms() + 60_000,
+    };
+    writer.report(&report).unwrap();
+    let replica = Replica::open(&path).unwrap();
+    let status = replica.status().unwrap();
+    assert_eq!((status.state, status.is_online, status.lag_ms), (State::Live, true, Some(0)));
+    assert_eq!(status.last_sync.as_ref().map(|last| last.applied), Some(1));
+    drop(writer);
+    let status = replica.status().unwrap();
+    assert_eq!((status.state, status.is_online), (State::Stopped, false));
+    assert!(status.initialized && status.lag_ms.is_some());
+    let mut writer = open(&path);
+    writer.report(&super::Report { valid_until_ms: super::now_ms() - 1, ..report }).unwrap();
+    let view: String = one(&stranger(&path), "SELECT state FROM _tidewire_status");
+    assert_eq!(view, "stopped", "the view alone knows it when the last word is too old");
+}
+
+#[test]
+fn a_rebuilt_replica_gives_the_space_back() {
+    let (_folder, path) = place();
+    filled(&path);
+    let bytes = || std::fs::metadata(&path).unwrap().len();
+    let mut writer = open(&path);
+    let text = "x".repeat(4_000);
+    let rows: Vec<_> = (0..6_000)
+        .map(|n| upsert("big", &format!("b{n}"), n + 1, &format!(r#"{{"t":"{text}"}}"#)))
+        .collect();
+    writer.apply(&page(&rows, "p2", false, true)).unwrap();
+    writer.conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").ok();
+    let large = bytes();
+    writer.begin_fill().unwrap();
+    writer.apply(&page(&rows[..10], "q", false, true)).unwrap();
+    writer.close(None).unwrap();
+    assert!(bytes() < large / 2, "{} of {large}", bytes());
+}

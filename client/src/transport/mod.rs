@@ -1,0 +1,74 @@
+//! How pages get here. One seam, three sides: the pull endpoint over HTTP, pages from memory, and
+//! (with an issue of its own) the push socket.
+
+pub mod memory;
+pub mod pull;
+
+use std::future::Future;
+use std::time::Duration;
+
+use tidewire_protocol::ResyncReason;
+
+use crate::page::Page;
+use crate::token::Token;
+
+/// What to ask the server for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullRequest {
+    /// A cursor; empty for "from nothing".
+    pub since: String,
+    /// How long the server may hold the answer while there is nothing to tell; whole seconds, 0 to 60.
+    pub wait: Duration,
+}
+
+/// Why there is no page. What to do about each is the machine's business.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No answer: no route, refused, timed out, cut off.
+    #[error("the server can't be reached: {0}")]
+    Unreachable(String),
+    /// An answer that is not a Tidewire server's: a captive portal's page, a cut or mangled body.
+    #[error("what answers is not a Tidewire server: {0}")]
+    Garbage(String),
+    /// 429 or 503: come back later.
+    #[error("the server is not ready: {message}")]
+    Busy {
+        /// The server's own words.
+        message: String,
+        /// From `Retry-After` or the body; `None` where neither says.
+        retry_after: Option<Duration>,
+    },
+    /// 401.
+    #[error("the server refuses the token: {0}")]
+    Unauthorized(String),
+    /// 403: a valid token that may see nothing.
+    #[error("access refused: {0}")]
+    Forbidden(String),
+    /// 410, or a cursor that the server can't read.
+    #[error("the cursor can't be continued ({0:?})")]
+    Resync(ResyncReason),
+    /// Another 4xx or 5xx.
+    #[error("the server answered {status}: {message}")]
+    Server {
+        /// The HTTP status.
+        status: u16,
+        /// The server's own words, or what there is.
+        message: String,
+    },
+}
+
+/// Where pages come from. Calls never overlap; dropping a future drops its request.
+pub trait Transport: Send + 'static {
+    /// One page of changes after `request.since`.
+    fn pull(
+        &self,
+        request: PullRequest,
+        token: Token,
+    ) -> impl Future<Output = Result<Page, Failure>> + Send + 'static;
+
+    /// The names of the collections that the token may see, those without documents too.
+    fn collections(
+        &self,
+        token: Token,
+    ) -> impl Future<Output = Result<Vec<String>, Failure>> + Send + 'static;
+}

@@ -1,0 +1,132 @@
+//! The steps of `check`, in order: the quick ones first, the test runner's summary last.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::house;
+use crate::mongod::{FetchError, Progress, fetch};
+
+/// The exit code of a script that could not run here.
+const SKIPPED: i32 = 77;
+const COMPOSE_SCRIPT: &str = "ops/docker/prove.sh";
+
+/// What did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// A program of a step failed; it has said why.
+    #[error("check: {0} failed")]
+    Step(&'static str),
+    /// A program is missing.
+    #[error("check: {program} can't be started ({reason}); {remedy}")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        reason: std::io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The rules of the house.
+    #[error("check: {0} places are against the rules of the house")]
+    House(usize),
+    /// The sources can't be read.
+    #[error("check: read the sources: {0}")]
+    Sources(std::io::Error),
+    /// No mongod for the tests.
+    #[error("check: the tests need a mongod: {0}")]
+    Mongod(#[from] FetchError),
+}
+
+/// Runs all steps in the workspace at `top` and stops at the first that does not pass. The last lines on
+/// the terminal are the test runner's own.
+///
+/// # Errors
+/// See [`CheckError`].
+pub fn run(top: &Path) -> Result<(), CheckError> {
+    step("formatting", || cargo(top, "formatting", &["fmt", "--all", "--check"]))?;
+    step("the rules of the house", || inspect_house(top))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    step("lints", || cargo(top, "lints", &clippy))?;
+    step("programs", || cargo(top, "programs", &["build", "--workspace", "--bins"]))?;
+    step("a mongod for the tests", || Ok(fetch(Progress::Shown).map(drop)?))?;
+    step("the stack in containers", || compose(top))?;
+    tests(top)
+}
+
+fn step(name: &str, run: impl FnOnce() -> Result<(), CheckError>) -> Result<(), CheckError> {
+    say(&format!("--- {name}"));
+    let start = Instant::now();
+    run()?;
+    say(&format!("    {name}: {} s", start.elapsed().as_secs()));
+    Ok(())
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    // The steps' programs write to the same place.
+    let _ = std::io::stdout().flush();
+}
+
+fn cargo(top: &Path, step: &'static str, args: &[&str]) -> Result<(), CheckError> {
+    let status = Command::new(cargo_program()).args(args).current_dir(top).status();
+    let status = status.map_err(|reason| CheckError::Missing {
+        program: "cargo",
+        reason,
+        remedy: "install Rust (https://rustup.rs)",
+    })?;
+    if status.success() { Ok(()) } else { Err(CheckError::Step(step)) }
+}
+
+/// The cargo that runs us, or the one on the PATH.
+fn cargo_program() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn inspect_house(top: &Path) -> Result<(), CheckError> {
+    let findings = house::inspect(top).map_err(CheckError::Sources)?;
+    let mut wrong = 0;
+    for finding in &findings {
+        let kind = if finding.is_wrong { "wrong" } else { "note" };
+        wrong += usize::from(finding.is_wrong);
+        say(&format!("    {kind}: {}: {}", finding.path.display(), finding.what));
+    }
+    if wrong == 0 { Ok(()) } else { Err(CheckError::House(wrong)) }
+}
+
+fn compose(top: &Path) -> Result<(), CheckError> {
+    let script = top.join(COMPOSE_SCRIPT);
+    if !script.is_file() {
+        say(&format!("    SKIPPED: there is no {COMPOSE_SCRIPT}"));
+        return Ok(());
+    }
+    let status = Command::new("bash").arg(script).current_dir(top).stdin(Stdio::null()).status();
+    let status = status.map_err(|reason| CheckError::Missing {
+        program: "bash",
+        reason,
+        remedy: "install bash",
+    })?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(SKIPPED) => {
+            say("    SKIPPED: the stack in containers was NOT tested: no engine can be had here");
+            Ok(())
+        }
+        _ => Err(CheckError::Step("the stack in containers")),
+    }
+}
+
+fn tests(top: &Path) -> Result<(), CheckError> {
+    say("--- tests");
+    let nextest = Command::new(cargo_program())
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if nextest.is_ok_and(|status| status.success()) {
+        return cargo(top, "tests", &["nextest", "run", "--workspace"]);
+    }
+    say("    cargo-nextest is missing (cargo install --locked cargo-nextest): using cargo test");
+    cargo(top, "tests", &["test", "--workspace"])
+}

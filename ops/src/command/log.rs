@@ -1,0 +1,214 @@
+//! `log stat | dump | compact | backup`: a change log's folder, with or without its server running.
+
+use std::io::{BufWriter, Write, stdout};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use tidewire_protocol::payload::{Exclude, write_ejson, write_json_string, write_time_ms};
+use tidewire_protocol::position::Position;
+use tidewire_server::log::{Body, Entry, Flow, LogOptions, Reader, Scope, Writer};
+use time::OffsetDateTime;
+
+use super::{Failure, Outcome};
+use tidewire_server::config::parse_duration;
+
+/// Changes that one step of a compaction visits before it commits.
+const VISITS_PER_STEP: u32 = 10_000;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Log {
+    /// What the log holds, by collection
+    Stat(Folder),
+    /// Every change in the log, one JSON object a line, documents in canonical Extended JSON
+    Dump(Dump),
+    /// Drop superseded changes and tombstones that are older than the retention; the server must not run
+    Compact(Compact),
+    /// Copy the log into a new file, also while the server writes
+    Backup(Backup),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Folder {
+    /// The server's data folder
+    #[arg(long, env = "TIDEWIRE_DATA_DIR", default_value = "tidewire-data")]
+    data_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Dump {
+    #[command(flatten)]
+    folder: Folder,
+    /// Only changes of this collection
+    #[arg(long)]
+    collection: Option<String>,
+    /// Only changes after this position (exclusive)
+    #[arg(long, value_name = "POSITION")]
+    after: Option<Position>,
+    /// At most so many
+    #[arg(long)]
+    limit: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Compact {
+    #[command(flatten)]
+    folder: Folder,
+    /// How much to keep
+    #[arg(long, default_value = "7d", value_parser = parse_duration)]
+    retention: Duration,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Backup {
+    #[command(flatten)]
+    folder: Folder,
+    /// The new file, for `log.db` of another data folder
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+}
+
+impl Log {
+    pub(super) async fn run(self) -> Result<Outcome> {
+        tokio::task::spawn_blocking(move || match self {
+            Self::Stat(folder) => stat(&folder.data_dir),
+            Self::Dump(dump) => dump.run(),
+            Self::Compact(compact) => compact.run(),
+            Self::Backup(backup) => backup.run(),
+        })
+        .await??;
+        Ok(Outcome::Done)
+    }
+}
+
+fn open(dir: &Path) -> Result<Reader> {
+    Reader::open(dir).map_err(|error| Failure::Usage(format!("{error:#}")).into())
+}
+
+fn stat(dir: &Path) -> Result<()> {
+    let stat = open(dir)?.stat(dir)?;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["collection", "documents", "changes", "channels", ""]);
+    for collection in &stat.collections {
+        table.add_row([
+            collection.name.clone(),
+            collection.live.to_string(),
+            collection.changes.to_string(),
+            collection.channels.to_string(),
+            if collection.copying { "copy not finished" } else { "" }.into(),
+        ]);
+    }
+    println!("source      {}", stat.source);
+    println!("head        {} ({})", stat.head, when(stat.head));
+    println!("last change {} ({})", stat.last, when(stat.last));
+    println!("trim point  {} ({})", stat.trim, when(stat.trim));
+    println!("changes     {}, {} bytes of documents", stat.changes, stat.document_bytes);
+    println!("file        {} bytes\n\n{table}", stat.file_bytes);
+    Ok(())
+}
+
+/// The second of a position, for people.
+fn when(position: Position) -> String {
+    if position == Position::ZERO {
+        return "nothing yet".into();
+    }
+    let mut text = Vec::new();
+    write_time_ms(i64::from(position.unix_seconds()) * 1_000, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+impl Dump {
+    fn run(self) -> Result<()> {
+        let mut out = BufWriter::new(stdout().lock());
+        let mut line = Vec::new();
+        let mut failed = None;
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let after = self.after.unwrap_or(Position::ZERO);
+        let mut emit = |entry: &Entry<'_>| {
+            let wanted = self.collection.as_deref().is_none_or(|name| name == entry.collection);
+            if entry.position <= after || !wanted {
+                return Flow::Took;
+            }
+            if left == 0 {
+                return Flow::Full;
+            }
+            left -= 1;
+            line.clear();
+            write_entry(entry, &mut line);
+            match out.write_all(&line) {
+                Ok(()) => Flow::Took,
+                Err(error) => {
+                    failed = Some(error);
+                    Flow::Full
+                }
+            }
+        };
+        open(&self.folder.data_dir)?.replay(None, &Scope::Everything, &mut emit)?;
+        // A reader that has seen enough (`| head`) is no failure.
+        match failed.map_or_else(|| out.flush(), Err) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_entry(entry: &Entry<'_>, line: &mut Vec<u8>) {
+    let (kind, document) = match entry.body {
+        Body::Upsert(document) => ("upsert", document),
+        Body::Delete(key) => ("delete", key),
+    };
+    line.extend_from_slice(format!(r#"{{"position":"{}","at":""#, entry.position).as_bytes());
+    write_time_ms(entry.wall_time_ms, line);
+    line.extend_from_slice(format!(r#"","type":"{kind}","collection":"#).as_bytes());
+    write_json_string(entry.collection, line);
+    line.extend_from_slice(br#","document":"#);
+    let start = line.len();
+    if write_ejson(document, &Exclude::none(), line).is_err() {
+        line.truncate(start);
+        line.extend_from_slice(b"null");
+    }
+    line.extend_from_slice(b"}\n");
+}
+
+impl Compact {
+    fn run(self) -> Result<()> {
+        let dir = &self.folder.data_dir;
+        // The log's own word for its source: compaction needs no configuration.
+        let source = open(dir)?.stat(dir)?.source;
+        let (mut writer, _reader) =
+            Writer::open(dir, &LogOptions { source, retention: self.retention })
+                .context("stop the server first: it compacts by itself while it runs")?;
+        let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp())?;
+        let before = writer.retention_boundary(now);
+        let mut dropped = 0;
+        loop {
+            let step = writer.compact(before, VISITS_PER_STEP)?;
+            dropped += step.dropped;
+            if !step.more {
+                break;
+            }
+        }
+        println!("dropped {dropped} changes from before {}", when(before));
+        Ok(())
+    }
+}
+
+impl Backup {
+    fn run(self) -> Result<()> {
+        if self.to.exists() {
+            bail!(Failure::Usage(format!("{} is there already", self.to.display())));
+        }
+        let reader = open(&self.folder.data_dir)?;
+        let bar = indicatif::ProgressBar::no_length();
+        reader.backup(&self.to, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        println!("{}", self.to.display());
+        Ok(())
+    }
+}
