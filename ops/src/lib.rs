@@ -1,6 +1,7 @@
 //! The operator's tools, as a library: real MongoDB replica sets on this machine, sample data and a
 //! trickle of writes, tokens, the independent comparison, and the whole stack at once. Unix only.
 
+pub mod bench;
 pub mod check;
 pub mod command;
 pub mod mongod;

@@ -110,6 +110,7 @@ fn measure_one(options: &Measure, store: &str, batch: usize, keys: &str) -> Resu
         .args(["cell", store])
         .arg(dir.path())
         .args([&batch.to_string(), keys, &documents.to_string()])
+        .current_dir(dir.path())
         .stderr(std::process::Stdio::inherit())
         .output()?;
     ensure!(output.status.success(), "{store} failed");

@@ -1,0 +1,168 @@
+//! The real server and the real client, as processes of their own, for as long as one measurement.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tidewire_protocol::Position;
+
+use super::load::COLLECTION;
+use crate::ports;
+use crate::process::{Guarded, Launch};
+use crate::token::{self, Claims};
+
+/// Signs this measurement's tokens only.
+const SECRET: &str = "a secret for measurements, forgotten with them";
+/// Between two looks at the server.
+const POLL: Duration = Duration::from_millis(5);
+/// The longest that one measurement may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// For a clean end.
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a measurement's files are, and what it follows.
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    /// The source.
+    pub(super) uri: String,
+    /// Its database.
+    pub(super) database: String,
+    /// For configurations, logs of processes and replicas.
+    pub(super) dir: PathBuf,
+}
+
+/// A running server.
+pub(super) struct Server {
+    process: Guarded,
+    http: reqwest::Client,
+    url: String,
+    token: String,
+    /// When it answered for the first time.
+    listening: Instant,
+}
+
+impl Server {
+    /// Starts a server over the log in `data_dir` and waits until it listens.
+    pub(super) async fn start(setup: &Setup, data_dir: &Path) -> Result<Self> {
+        let ports = ports::free(2)?;
+        let config = setup.dir.join("tidewire.toml");
+        std::fs::write(&config, configuration(setup, data_dir, &ports))?;
+        let program = std::env::current_exe().context("find this program")?;
+        let mut process = Launch::new(program, setup.dir.join("server.log"))
+            .args(["server", "--config"])
+            .arg(&config)
+            .env("RUST_LOG", "warn")
+            .start()?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let url = format!("http://127.0.0.1:{}", ports[0]);
+        let token = token::sign(SECRET, &Claims::of("bench").role("admin"))?;
+        let health = format!("{url}/healthz");
+        let deadline = Instant::now() + STOPPED_WITHIN;
+        while http.get(&health).send().await.is_err() {
+            if process.ended()?.is_some() || Instant::now() > deadline {
+                bail!("the server does not start: {}", process.last_words(20));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(Self { process, http, url, token, listening: Instant::now() })
+    }
+
+    /// Waits until the first copy is finished; from the time it began to listen.
+    pub(super) async fn ready(&mut self) -> Result<Duration> {
+        let url = format!("{}/readyz", self.url);
+        loop {
+            if self.http.get(&url).send().await?.status().is_success() {
+                return Ok(self.listening.elapsed());
+            }
+            self.look_after().await?;
+        }
+    }
+
+    /// Waits until everything up to `cluster_time` is in the log; from the time it began to listen.
+    pub(super) async fn caught_up(&mut self, cluster_time: u64) -> Result<Duration> {
+        let url = format!("{}/api/sync/status", self.url);
+        loop {
+            let answer = self.http.get(&url).bearer_auth(&self.token).send().await?;
+            let status: Value = serde_json::from_slice(&answer.bytes().await?)?;
+            let head = status["head"].as_str().and_then(|text| text.parse::<Position>().ok());
+            if head.is_some_and(|head| head.cluster_time >= cluster_time) {
+                return Ok(self.listening.elapsed());
+            }
+            self.look_after().await?;
+        }
+    }
+
+    async fn look_after(&mut self) -> Result<()> {
+        if self.process.ended()?.is_some() {
+            bail!("the server ended: {}", self.process.last_words(20));
+        }
+        if self.listening.elapsed() > PATIENCE {
+            bail!("the server is not done after {PATIENCE:?}: {}", self.process.last_words(20));
+        }
+        tokio::time::sleep(POLL).await;
+        Ok(())
+    }
+
+    /// Runs the client until it is caught up, into a new replica; from its start to its end.
+    pub(super) async fn sync_once(&self, setup: &Setup, replica: &Path) -> Result<Duration> {
+        let token = setup.dir.join("token");
+        std::fs::write(&token, &self.token)?;
+        let started = Instant::now();
+        let mut client = Launch::new(std::env::current_exe()?, setup.dir.join("client.log"))
+            .args(["client", "sync", "--once", "--server", &self.url, "--token-file"])
+            .arg(&token)
+            .arg("--db")
+            .arg(replica)
+            .env("RUST_LOG", "warn")
+            .start()?;
+        let status = client.wait(PATIENCE).await?;
+        let took = started.elapsed();
+        if !status.success() {
+            bail!("the client failed ({status}): {}", client.last_words(20));
+        }
+        Ok(took)
+    }
+
+    /// Ends it; gives the most memory that it ever held, bytes.
+    pub(super) async fn stop(mut self) -> Result<u64> {
+        let memory = memory_max(self.process.id())?;
+        let status = self.process.stop(STOPPED_WITHIN).await?;
+        if !status.success() {
+            bail!("the server ended badly ({status}): {}", self.process.last_words(20));
+        }
+        Ok(memory)
+    }
+}
+
+/// `VmHWM`: resident memory at its highest, bytes.
+fn memory_max(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.context("no VmHWM")?.trim().trim_end_matches("kB").trim();
+    Ok(kib.parse::<u64>()? * 1024)
+}
+
+fn configuration(setup: &Setup, data_dir: &Path, ports: &[u16]) -> String {
+    let Setup { uri, database, .. } = setup;
+    let (listen, admin) = (ports[0], ports[1]);
+    let dir = data_dir.display();
+    format!(
+        r#"[source]
+uri = "{uri}"
+database = "{database}"
+[log]
+dir = "{dir}"
+[http]
+listen = "127.0.0.1:{listen}"
+admin_listen = "127.0.0.1:{admin}"
+[auth]
+hs256_secret = "{SECRET}"
+[access]
+grants = ["everyone", "user:{{sub}}", "role:{{roles}}"]
+[[collections]]
+name = "{COLLECTION}"
+channels = ["user:{{userId}}", "role:admin"]
+"#
+    )
+}
