@@ -46,6 +46,8 @@ enum Command {
     Token(token::Token),
     /// Compare a replica with its source, document by document; exit 1 where they differ
     Verify(verify::Verify),
+    /// Figures that anyone can repeat, each beside what it is compared with
+    Bench(crate::bench::BenchArgs),
 }
 
 /// Runs what the command line says.
@@ -82,5 +84,6 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Seed(command) => command.run().await,
         Command::Token(command) => command.run(),
         Command::Verify(command) => command.run().await,
+        Command::Bench(args) => crate::bench::run(&args).await.map(|()| Outcome::Done),
     }
 }
