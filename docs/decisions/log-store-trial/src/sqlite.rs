@@ -107,17 +107,6 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Copies the file while it may be written, as an operator would.
-    pub fn backup(&self, to: &Path) -> Result<()> {
-        let mut copy = Connection::open(to)?;
-        rusqlite::backup::Backup::new(&self.connection, &mut copy)?.run_to_completion(
-            1_000,
-            std::time::Duration::ZERO,
-            None,
-        )?;
-        Ok(())
-    }
-
     fn append_open(&mut self, batch: &[Change]) -> Result<()> {
         let db = &self.connection;
         let mut row = db.prepare_cached("INSERT INTO change VALUES (?, ?, ?, ?, 1, 0, ?, ?, ?)")?;
