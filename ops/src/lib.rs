@@ -7,6 +7,7 @@ pub mod command;
 pub mod mongod;
 pub mod ports;
 pub mod process;
+pub mod replay;
 pub mod sample;
 pub mod signals;
 pub mod token;

@@ -5,6 +5,7 @@ mod exit;
 mod log;
 mod logging;
 mod mongod;
+mod replay;
 mod seed;
 mod token;
 mod up;
@@ -34,6 +35,8 @@ enum Command {
     Up(up::Up),
     /// Everything that must pass before a change lands, its set-up included
     Check(check::Check),
+    /// Build a replica from the change log alone, no MongoDB needed
+    Replay(replay::Replay),
     /// Look into a change log, or look after it
     #[command(subcommand)]
     Log(log::Log),
@@ -79,6 +82,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Up(command) => command.run().await,
         Command::Check(command) => command.run().await,
+        Command::Replay(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,
