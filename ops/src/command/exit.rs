@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use mongodb::error::{Error as MongoError, ErrorKind};
+use tidewire::ClientError;
 
 pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
@@ -96,6 +97,9 @@ fn code(error: &anyhow::Error) -> u8 {
                 Failure::Refused(_) => REFUSED,
                 Failure::Unreachable(_) => UNREACHABLE,
             };
+        }
+        if let Some(client) = cause.downcast_ref::<ClientError>() {
+            return client.exit_code();
         }
         if let Some(mongo) = cause.downcast_ref::<MongoError>() {
             return mongo_code(mongo);

@@ -2,6 +2,7 @@
 
 mod check;
 mod exit;
+mod internal;
 mod log;
 mod logging;
 mod mongod;
@@ -35,6 +36,8 @@ enum Command {
     Up(up::Up),
     /// Everything that must pass before a change lands, its set-up included
     Check(check::Check),
+    #[command(hide = true)]
+    InternalClient(internal::InternalClient),
     /// Build a replica from the change log alone, no MongoDB needed
     Replay(replay::Replay),
     /// Look into a change log, or look after it
@@ -83,6 +86,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Up(command) => command.run().await,
         Command::Check(command) => command.run().await,
         Command::Replay(command) => command.run().await,
+        Command::InternalClient(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,

@@ -1,0 +1,39 @@
+//! The parts of `up` as processes of their own: this very program under another name, so that
+//! building one program is enough.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use tidewire::SyncClient;
+
+use super::Outcome;
+use crate::signals::Stop;
+
+#[derive(Debug, Args)]
+pub(super) struct InternalClient {
+    #[arg(long)]
+    server: String,
+    #[arg(long)]
+    token_file: PathBuf,
+    #[arg(long)]
+    db: PathBuf,
+}
+
+impl InternalClient {
+    /// As `tidewire sync`.
+    pub(super) async fn run(self) -> Result<Outcome> {
+        let mut stop = Stop::listen()?;
+        let client = SyncClient::builder(self.server)
+            .replica(self.db)
+            .token_file(self.token_file)
+            .start()?;
+        let mut status = client.status();
+        tokio::select! {
+            () = stop.asked() => client.stop().await?,
+            // The status ends with the client.
+            () = async { while status.changed().await.is_ok() {} } => client.ended().await?,
+        }
+        Ok(Outcome::Done)
+    }
+}
