@@ -1,0 +1,88 @@
+//! Alive, ready, and whether the log may be served.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+
+use axum::extract::State;
+use tidewire_protocol::Position;
+
+use super::Parts;
+use super::errors::ApiError;
+use crate::log::Head;
+use crate::status::{SourcePhase, SourceStatus};
+
+/// While the first copy runs, a client that asks this often notices its end soon enough.
+const COPY_RETRY_SECONDS: u32 = 5;
+const CONNECT_RETRY_SECONDS: u32 = 2;
+
+pub(super) fn healthz() -> Ready<&'static str> {
+    ready("ok\n")
+}
+
+/// Ready to be given new clients: serving, and in touch with the source.
+pub(super) fn readyz(State(parts): State<Arc<Parts>>) -> Ready<Result<&'static str, ApiError>> {
+    ready(check_ready(&parts))
+}
+
+fn check_ready(parts: &Parts) -> Result<&'static str, ApiError> {
+    parts.check_serving()?;
+    let status = parts.status.borrow();
+    match status.phase {
+        SourcePhase::Copying | SourcePhase::Following => Ok("ready\n"),
+        SourcePhase::Connecting | SourcePhase::Unreachable | SourcePhase::Failed => {
+            let trouble = status.trouble.as_deref().unwrap_or("it has not answered yet");
+            Err(ApiError::not_ready(
+                format!("the source is not followed: {trouble}; what the log has is served"),
+                CONNECT_RETRY_SECONDS,
+            ))
+        }
+    }
+}
+
+impl Parts {
+    /// Whether pages may be served now.
+    pub(super) fn check_serving(&self) -> Result<(), ApiError> {
+        if self.draining.is_cancelled() {
+            return Err(ApiError::draining());
+        }
+        let head = *self.reader.head().borrow();
+        match not_serving(&self.status.borrow(), head) {
+            None => Ok(()),
+            Some((message, seconds)) => Err(ApiError::not_ready(message, seconds)),
+        }
+    }
+}
+
+/// Why the log can't be served, and after how many seconds to ask again. A log that held all of the
+/// source once is served whatever has become of the source.
+pub(super) fn not_serving(status: &SourceStatus, head: Head) -> Option<(String, u32)> {
+    let trouble = status.trouble.as_deref().map(|t| format!(": {t}")).unwrap_or_default();
+    match status.phase {
+        SourcePhase::Following => None,
+        SourcePhase::Copying => Some((
+            format!("the first copy runs: {}{trouble}", progress(status)),
+            COPY_RETRY_SECONDS,
+        )),
+        _ if status.copies.is_empty() && head.position > Position::ZERO => None,
+        SourcePhase::Connecting => {
+            Some((format!("not connected to the source yet{trouble}"), CONNECT_RETRY_SECONDS))
+        }
+        SourcePhase::Unreachable | SourcePhase::Failed => Some((
+            format!("the first copy is not finished and the source can't be followed{trouble}"),
+            COPY_RETRY_SECONDS,
+        )),
+    }
+}
+
+/// How far the copies are, for people.
+pub(super) fn progress(status: &SourceStatus) -> String {
+    let documents: u64 = status.copies.values().map(|copy| copy.documents).sum();
+    let total: u64 = status.copies.values().map(|copy| copy.documents_total).sum();
+    // The total is an estimate and may be overtaken.
+    let percent = (documents * 100).checked_div(total).unwrap_or(0).min(99);
+    format!(
+        "{documents} of about {} documents in {} unfinished collections ({percent} %)",
+        total.max(documents),
+        status.copies.len()
+    )
+}

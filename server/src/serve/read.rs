@@ -1,0 +1,131 @@
+//! One bounded read of the log, off the async threads: what pull and long poll share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Parts;
+use super::compress::{Encoding, compress};
+use super::errors::ApiError;
+use super::page::{Format, PAGE_BYTES_MAX, PageWriter};
+use crate::log::{PageEnd, PageRequest, ReadError, Scope, Since};
+
+/// What a page takes while it is made: its text, and the text compressed.
+const PAGE_RESERVE_KIB: u32 = (PAGE_BYTES_MAX / 1024 * 3 / 2) as u32;
+/// How long a read waits for its turn before the caller is told to come again.
+const TURN_WAIT: Duration = Duration::from_secs(10);
+
+/// What to read, owned: it goes to another thread.
+#[derive(Clone, Debug)]
+pub(super) struct PageJob {
+    pub(super) since: Since,
+    pub(super) collections: Arc<[String]>,
+    pub(super) channels: Arc<[String]>,
+    pub(super) limit: usize,
+    pub(super) format: Format,
+    pub(super) encoding: Encoding,
+}
+
+/// A page, ready to be sent.
+#[derive(Debug)]
+pub(super) struct ReadyPage {
+    pub(super) body: Bytes,
+    pub(super) encoding: Encoding,
+    pub(super) end: PageEnd,
+}
+
+/// What came of a read.
+#[derive(Debug)]
+pub(super) enum ReadOutcome {
+    Page(ReadyPage),
+    /// The cursor is ahead of the log: an empty page that gives it back.
+    Ahead(ReadyPage),
+}
+
+/// A page's bytes, how they are encoded, and what they say.
+type Made = (Vec<u8>, Encoding, PageEnd);
+
+/// Page bytes that give their memory back when the last of them is sent or dropped.
+struct Accounted {
+    bytes: Vec<u8>,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Accounted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Parts {
+    /// Reads, encodes and compresses one page.
+    pub(super) async fn read_page(self: &Arc<Self>, job: PageJob) -> Result<ReadOutcome, ApiError> {
+        let turn = async {
+            let memory =
+                Arc::clone(&self.bounds.page_memory_kib).acquire_many_owned(PAGE_RESERVE_KIB);
+            let memory = memory.await.ok()?;
+            Some((memory, Arc::clone(&self.bounds.reads).acquire_owned().await.ok()?))
+        };
+        let Ok(Some((mut memory, turn))) = tokio::time::timeout(TURN_WAIT, turn).await else {
+            return Err(ApiError::not_ready("this server is busy with other pages", 2));
+        };
+        let parts = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let (read, is_ahead) = match parts.read_blocking(&job) {
+                Ok(read) => (read, false),
+                Err(ReadError::Ahead) => (parts.ahead(&job)?, true),
+                Err(ReadError::Resync(reason)) => return Err(ApiError::resync(reason)),
+                Err(ReadError::Log(error)) => return Err(ApiError::from(error)),
+            };
+            let (bytes, encoding, end) = read;
+            parts.metrics.page(end.count, bytes.len());
+            // Keep what the finished page needs, give the rest of the reserve back.
+            let needed = bytes.len().div_ceil(1024).max(1).min(memory.num_permits());
+            let surplus = memory.num_permits() - needed;
+            drop(memory.split(surplus));
+            let body = Bytes::from_owner(Accounted { bytes, _memory: memory });
+            let page = ReadyPage { body, encoding, end };
+            Ok(if is_ahead { ReadOutcome::Ahead(page) } else { ReadOutcome::Page(page) })
+        });
+        read.await.map_err(|error| {
+            tracing::error!(%error, "reading a page panicked");
+            ApiError::internal()
+        })?
+    }
+
+    fn read_blocking(&self, job: &PageJob) -> Result<Made, ReadError> {
+        let operation_time = self.status.borrow().operation_time;
+        let request = PageRequest {
+            since: &job.since,
+            scope: Scope::Channels { collections: &job.collections, channels: &job.channels },
+            limit: job.limit,
+            operation_time,
+        };
+        let mut writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
+        let end = self.reader.page(&request, &mut |entry| writer.entry(entry))?;
+        let (mut body, encoding) = compress(writer.finish(&end), job.encoding);
+        body.shrink_to_fit();
+        Ok((body, encoding, end))
+    }
+
+    /// The answer to a cursor that this log has not reached: nothing new, and what the cursor said of
+    /// its replica still holds.
+    fn ahead(&self, job: &PageJob) -> Result<Made, ApiError> {
+        let Since::Cursor(cursor) = &job.since else {
+            tracing::error!("the log says that a reader without a cursor is ahead of it");
+            return Err(ApiError::internal());
+        };
+        let end = PageEnd {
+            cursor: cursor.clone(),
+            checkpoint: self.reader.head().borrow().position,
+            has_more: false,
+            complete: cursor.is_complete(),
+            count: 0,
+        };
+        let writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
+        Ok((writer.finish(&end), Encoding::Identity, end))
+    }
+}

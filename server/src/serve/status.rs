@@ -1,0 +1,96 @@
+//! `GET /api/sync/status`: where the server stands, as far as the asking token may know.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::Serialize;
+use tidewire_protocol::Position;
+
+use super::Parts;
+use super::errors::ApiError;
+use super::health::not_serving;
+use crate::metrics::{lag_seconds, now_ms, time_text};
+use crate::status::SourcePhase;
+
+/// The answer.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StatusAnswer {
+    success: bool,
+    server_time: String,
+    /// The last position of the log.
+    head: Position,
+    /// How far the log is behind the source; null before the source was heard of.
+    lag_seconds: Option<f64>,
+    /// What capture is doing.
+    source: &'static str,
+    /// Pulls are answered.
+    ready: bool,
+    /// Why not, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    subject: String,
+    /// Those that the token may see.
+    collections: Vec<CollectionStatus>,
+    /// Those that the token holds.
+    channels: Vec<String>,
+    /// Seconds.
+    token_expires_in: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CollectionStatus {
+    name: String,
+    /// The copy of it is finished.
+    complete: bool,
+}
+
+pub(super) fn status(
+    State(parts): State<Arc<Parts>>,
+    headers: HeaderMap,
+) -> Ready<Result<Json<StatusAnswer>, ApiError>> {
+    ready(tell(&parts, &headers).map(Json))
+}
+
+fn tell(parts: &Parts, headers: &HeaderMap) -> Result<StatusAnswer, ApiError> {
+    let identity = parts.identify(headers)?;
+    let now = now_ms();
+    let head = *parts.reader.head().borrow();
+    let source = parts.status.borrow();
+    let seen = parts.rules.iter().filter(|rules| rules.may_be_seen_by(&identity.channels));
+    let collections = seen.map(|rules| CollectionStatus {
+        name: rules.name().to_owned(),
+        complete: !source.copies.contains_key(rules.name()),
+    });
+    let collections = collections.collect();
+    let reason = not_serving(&source, head).map(|(message, _)| message);
+    let seconds = u64::try_from(now / 1_000).unwrap_or(0);
+    Ok(StatusAnswer {
+        success: true,
+        server_time: time_text(now),
+        head: head.position,
+        lag_seconds: lag_seconds(&source, now),
+        source: phase_text(source.phase),
+        ready: reason.is_none() && !parts.draining.is_cancelled(),
+        reason,
+        subject: identity.subject,
+        collections,
+        channels: identity.channels,
+        token_expires_in: identity.expires_at.saturating_sub(seconds),
+    })
+}
+
+/// The phase as one word.
+pub(super) fn phase_text(phase: SourcePhase) -> &'static str {
+    match phase {
+        SourcePhase::Connecting => "connecting",
+        SourcePhase::Copying => "copying",
+        SourcePhase::Following => "following",
+        SourcePhase::Unreachable => "unreachable",
+        SourcePhase::Failed => "failed",
+    }
+}
