@@ -3,3 +3,8 @@
 mod encodings;
 mod harness;
 mod patch_oracle;
+mod serve_openapi;
+mod serve_pull;
+mod serve_refusals;
+mod serve_sockets;
+mod served;
