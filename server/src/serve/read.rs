@@ -98,8 +98,15 @@ impl Parts {
 
     fn read_blocking(&self, job: &PageJob) -> Result<Made, ReadError> {
         let operation_time = self.status.borrow().operation_time;
+        // A time that the log has not come to yet reads from the log's last second: no fewer changes,
+        // and a cursor to go on with.
+        let last_second = self.reader.head().borrow().position.unix_seconds();
+        let since = match &job.since {
+            Since::Time(second) => Since::Time((*second).min(last_second)),
+            other => other.clone(),
+        };
         let request = PageRequest {
-            since: &job.since,
+            since: &since,
             scope: Scope::Channels { collections: &job.collections, channels: &job.channels },
             limit: job.limit,
             operation_time,

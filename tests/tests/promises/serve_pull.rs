@@ -140,15 +140,26 @@ async fn collections_narrow_what_is_told() {
 #[tokio::test]
 async fn a_time_tells_at_least_every_change_since_then() {
     let mut served = Served::start().await;
-    for n in 0..10_u64 {
+    served.commit(at(0));
+    for n in 1..11_u64 {
         served.put(at(n * 60), "plans", &rawdoc! {"_id": n as i64});
     }
-    served.commit(at(600));
+    served.commit(at(660));
     let all = served.pull("ann", "").await;
     let since = all["changes"][5]["updatedAt"].as_str().unwrap();
     let page = served.pull("ann", &format!("since={since}")).await;
     assert_eq!(page["count"], 5, "{page}");
-    assert_eq!(page["changes"][0]["mongoId"], "~5");
+    assert_eq!(page["changes"][0]["mongoId"], "~6");
+    // A time that the log has not come to, by clocks that differ, is no mistake.
+    let soon = std::time::SystemTime::now() + Duration::from_secs(60);
+    let ms = soon.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let soon = tidewire_server::metrics::time_text(i64::try_from(ms).unwrap());
+    let page = served.pull("ann", &format!("since={soon}")).await;
+    assert_eq!((&page["count"], &page["complete"]), (&json!(0), &json!(true)));
+    served.put(at(3_000), "plans", &rawdoc! {"_id": 99});
+    served.commit(at(3_000));
+    let next = served.pull("ann", &format!("since={}", page["cursor"].as_str().unwrap())).await;
+    assert_eq!(next["changes"][0]["mongoId"], "~99");
 }
 
 #[tokio::test]
@@ -172,7 +183,7 @@ async fn a_long_poll_answers_as_soon_as_something_visible_comes() {
     }
     served.put(at(20), "plans", &rawdoc! {"_id": 2});
     served.commit(at(20));
-    let page: serde_json::Value = held.await.unwrap().unwrap().json().await.unwrap();
+    let page = crate::served::json(held.await.unwrap().unwrap()).await;
     assert_eq!(kinds(page["changes"].as_array().unwrap()), [("upsert", "~2")]);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
@@ -253,7 +264,7 @@ async fn what_is_compressed_says_the_same() {
             _ => reqwest::Client::builder().no_zstd(),
         };
         let ask = client.build().unwrap().get(url).bearer_auth(&token);
-        let page: serde_json::Value = ask.send().await.unwrap().json().await.unwrap();
+        let page = crate::served::json(ask.send().await.unwrap()).await;
         assert_eq!(page["changes"], plain["changes"], "{accept}");
     }
 }
@@ -264,7 +275,8 @@ async fn draining_answers_what_is_held_and_ends_both_listeners() {
     served.put(at(1), "plans", &rawdoc! {"_id": 1});
     served.commit(at(1));
     let cursor = served.pull("ann", "").await["cursor"].as_str().unwrap().to_owned();
-    let held = served.get_as("ann", &format!("/api/sync/pull?wait=60&since={cursor}"));
+    let path = format!("/api/sync/pull?wait=60&since={cursor}");
+    let held = served.get_as("ann", &path);
     let drain = async {
         // Held means that its connection is there; the drain must find it.
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -274,7 +286,7 @@ async fn draining_answers_what_is_held_and_ends_both_listeners() {
     let (answer, ()) = tokio::join!(held, drain);
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["connection"], "close");
-    let page: serde_json::Value = answer.json().await.unwrap();
+    let page = crate::served::json(answer).await;
     assert_eq!(page["count"], 0);
     for task in served.tasks {
         tokio::time::timeout(Duration::from_secs(10), task).await.expect("in time").unwrap();

@@ -11,7 +11,7 @@ use crate::served::{Served, at};
 async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str) -> Value {
     assert_eq!(answer.status(), status, "{what}");
     let headers = answer.headers().clone();
-    let body: Value = answer.json().await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let body = crate::served::json(answer).await;
     assert_eq!(body["error"]["code"], code, "{what}: {body}");
     assert_eq!(body["success"], false);
     assert_eq!(body["error"]["requestId"].as_str(), headers["x-request-id"].to_str().ok());
@@ -207,7 +207,7 @@ async fn nothing_is_served_while_the_first_copy_runs_and_its_progress_is_told() 
         assert!(message.contains("30 of about 120") && message.contains("25 %"), "{message}");
     }
     assert_eq!(served.get_as("ann", "/healthz").await.status(), 200);
-    let status: Value = served.get_as("ann", "/api/sync/status").await.json().await.unwrap();
+    let status = crate::served::json(served.get_as("ann", "/api/sync/status").await).await;
     assert_eq!((&status["ready"], &status["source"]), (&json!(false), &json!("copying")));
 }
 

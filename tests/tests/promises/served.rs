@@ -155,7 +155,7 @@ impl Served {
     pub(crate) async fn pull(&self, sub: &str, query: &str) -> Value {
         let answer = self.get_as(sub, &format!("/api/sync/pull?{query}")).await;
         let status = answer.status();
-        let body: Value = answer.json().await.expect("JSON");
+        let body = json(answer).await;
         assert_eq!(status, 200, "{body}");
         body
     }
@@ -192,4 +192,10 @@ pub(crate) fn kinds(changes: &[Value]) -> Vec<(&str, &str)> {
         .iter()
         .map(|c| (c["type"].as_str().expect("a type"), c["mongoId"].as_str().expect("a key")))
         .collect()
+}
+
+/// The answer's body.
+pub(crate) async fn json(answer: Response) -> Value {
+    let text = answer.text().await.expect("a body");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
