@@ -3,6 +3,7 @@
 mod encodings;
 mod harness;
 mod patch_oracle;
+mod replay;
 mod serve_openapi;
 mod serve_pull;
 mod serve_refusals;
