@@ -9,6 +9,7 @@ pub mod config;
 pub mod log;
 pub mod logging;
 pub mod metrics;
+pub mod retry;
 pub mod run;
 pub mod serve;
 pub mod status;

@@ -19,6 +19,17 @@ pub struct SourceStatus {
     pub heard_at_ms: i64,
     /// Why the stream is not running, for people.
     pub trouble: Option<String>,
+    /// Documents and events that could not be carried since the server started.
+    pub quarantined: u64,
+}
+
+impl SourceStatus {
+    /// The present moment as `heard_at_ms` counts.
+    #[must_use]
+    pub fn now_ms() -> i64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
 }
 
 /// What capture is doing.

@@ -1,3 +1,309 @@
-//! The room `capture`.
+//! Capture: follows the source's change stream into the log, exactly and without end, and copies what
+//! the stream can't tell (DESIGN, decisions 1, 3, 4 and 10).
+//!
+//! ```text
+//! source (task) ── raw batches ──► tail (thread, owns the writer) ──► log
+//! copier (task) ── raw chunks  ──►   │ patch · exact reads · compare
+//!       ▲───────── orders, time ─────┘
+//! ```
+//!
+//! A run of the three starts from what the log says and ends at the first failure; [`run`] then decides
+//! by [`crate::retry`] where the next one starts. So there is no state to repair: only the log's.
 
+mod apply;
+mod commits;
+mod connect;
+mod copier;
+mod decode;
+mod failure;
 pub mod patch;
+mod quarantine;
+mod reads;
+mod reconcile;
+mod reply;
+mod source;
+mod tail;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::{Client, Database};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use connect::{CheckError, CheckedSource, check_source, source_identity};
+
+use crate::access::channels::RuleSet;
+use crate::config::SourceConfig;
+use crate::log::{CopyState, LogError, TailState, Writer};
+use crate::retry::{self, Attempts, Failure, Step};
+use crate::status::{SourcePhase, StatusSender};
+use copier::Copier;
+use reads::Reads;
+use source::{Ended, SILENCE_MAX, Source, StartAt};
+use tail::{Tail, TailParts};
+
+/// Failures in a row after which the driver's client is made anew: it may hold on to a node that is gone.
+const CLIENT_FAILURES_MAX: u32 = 3;
+/// How long the tail may take to finish what it has when the stream ended.
+const FINISH_MAX: Duration = Duration::from_secs(60);
+
+/// What capture needs.
+#[derive(Debug)]
+pub struct CaptureParts {
+    /// The source.
+    pub config: SourceConfig,
+    /// What is followed, and who may see it.
+    pub rules: Arc<RuleSet>,
+    /// The log.
+    pub writer: Writer,
+    /// Where capture says how it is.
+    pub status: StatusSender,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+/// Capture can't go on without a person.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The configuration of the source can't be used.
+    #[error(transparent)]
+    Source(#[from] CheckError),
+    /// The source's time is behind the log's.
+    #[error(
+        "the log is ahead of the source ({log_time:016x} after {source_time:016x}): the source was \
+         restored from an older backup; choose an empty --data-dir, and clients will start again"
+    )]
+    SourceRestored {
+        /// Up to where the log has the source's changes.
+        log_time: u64,
+        /// The source's own time.
+        source_time: u64,
+    },
+    /// The thread that writes the log ended without giving the log back.
+    #[error("the tail ended unexpectedly; the log is whole up to its head, restart the server")]
+    TailLost,
+}
+
+/// Follows the source until `shutdown`. What fails is retried for ever, with bounded waits; the log is
+/// served meanwhile.
+///
+/// # Errors
+/// [`CaptureError`], when only a person can help.
+pub async fn run(parts: CaptureParts) -> Result<(), CaptureError> {
+    let CaptureParts { config, rules, mut writer, status, shutdown } = parts;
+    let mut attempts = Attempts::default();
+    let mut step = Step::Resume;
+    let mut client = connect(&config).await?;
+    while !shutdown.is_cancelled() {
+        let run = Run {
+            client: client.clone(),
+            database: client.database(&config.database),
+            rules: Arc::clone(&rules),
+            status: status.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let before = writer.tail().high_water;
+        let (back, ended) = run.follow(writer, step).await?;
+        writer = back;
+        let Err(ended) = ended else { continue };
+        if writer.tail().high_water > before {
+            attempts.succeeded();
+        }
+        let (next, wait) = retry::next_step(ended.failure, &mut attempts);
+        step = next;
+        tell(&status, &ended, &attempts);
+        if ended.failure == Failure::Silent || attempts.in_a_row() % CLIENT_FAILURES_MAX == 0 {
+            client = connect(&config).await?;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(retry::jittered(wait)) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn connect(config: &SourceConfig) -> Result<Client, CaptureError> {
+    let options = connect::client_options(config).await?;
+    Client::with_options(options).map_err(|error| CheckError::Uri(failure::shown(&error)).into())
+}
+
+fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
+    let Ended { failure, message } = ended;
+    match failure {
+        Failure::Closed => return tracing::info!(reason = %message, "the stream is opened again"),
+        Failure::Store => tracing::error!(?failure, error = %message, "capture stopped for now"),
+        _ => tracing::warn!(?failure, error = %message, "the stream ended; going on"),
+    }
+    // One lost connection is no news to anybody but the log.
+    if attempts.in_a_row() > 1 {
+        status.send_modify(|status| {
+            status.trouble = Some(message.clone());
+            if matches!(failure, Failure::Interrupted | Failure::Silent) {
+                status.phase = SourcePhase::Unreachable;
+            }
+        });
+    }
+}
+
+/// One run of source, copier and tail.
+struct Run {
+    client: Client,
+    database: Database,
+    rules: Arc<RuleSet>,
+    status: StatusSender,
+    shutdown: CancellationToken,
+}
+
+type Outcome = Result<(), Ended>;
+
+impl Run {
+    /// Follows the stream until it fails or `shutdown`. The writer comes back with nothing open.
+    async fn follow(
+        self,
+        mut writer: Writer,
+        step: Step,
+    ) -> Result<(Writer, Outcome), CaptureError> {
+        let start = match self.start(&mut writer, step).await? {
+            Ok(start) => start,
+            Err(ended) => return Ok((writer, Err(ended))),
+        };
+        tracing::info!(high_water = writer.tail().high_water, "the stream is opened");
+        let (batches, batches_out) = mpsc::channel(source::BATCHES_MAX);
+        let (chunks, chunks_out) = mpsc::channel(copier::CHUNKS_MAX);
+        let (orders, orders_out) = watch::channel(None);
+        let (high_water, high_water_out) = watch::channel(0);
+        let runtime = Handle::current();
+        let tail = TailParts {
+            writer,
+            database_name: self.database.name().to_owned(),
+            rules: Arc::clone(&self.rules),
+            reads: Reads { database: self.database.clone(), runtime: runtime.clone() },
+            status: self.status.clone(),
+            orders,
+            high_water,
+            replay_through: match &start {
+                StartAt::Time(time) => *time,
+                StartAt::Token(_) => 0,
+            },
+            runtime,
+        };
+        let mut finished = spawn_tail(tail, batches_out, chunks_out)?;
+        let copier = Copier {
+            database: self.database.clone(),
+            orders: orders_out,
+            high_water: high_water_out,
+            chunks,
+        };
+        let collections = self.rules.iter().map(|rules| rules.name().to_owned()).collect();
+        let source = Source { client: self.client, database: self.database, collections };
+        let ended = tokio::select! {
+            ended = both(&source, start, batches, copier, self.shutdown) => ended,
+            result = &mut finished => return finish(result.ok()),
+        };
+        // The ends are closed: the tail commits what is whole and gives the log back.
+        let (writer, tailed) =
+            finish(timeout(FINISH_MAX, finished).await.ok().and_then(Result::ok))?;
+        Ok((writer, tailed.and(ended)))
+    }
+
+    /// Where the stream starts; what the log must know about it is committed before.
+    async fn start(
+        &self,
+        writer: &mut Writer,
+        step: Step,
+    ) -> Result<Result<StartAt, Ended>, CaptureError> {
+        let asked = timeout(SILENCE_MAX, connect::times(&self.database)).await;
+        let times = match asked {
+            Ok(Ok(times)) => times,
+            Ok(Err(error)) => return Ok(Err(error.into())),
+            Err(_) => return Ok(Err(Ended::new(Failure::Silent, "the source does not answer"))),
+        };
+        let stored = writer.tail().clone();
+        if stored.high_water > times.operation {
+            return Err(CaptureError::SourceRestored {
+                log_time: stored.high_water,
+                source_time: times.operation,
+            });
+        }
+        Ok(match (step, stored) {
+            (Step::Resume, TailState { resume_token: Some(token), .. }) => {
+                Ok(StartAt::Token(token))
+            }
+            (Step::Resume | Step::ResumeFromTime, TailState { high_water, .. })
+                if high_water > 0 =>
+            {
+                Ok(StartAt::Time(high_water))
+            }
+            // The first start, or what lies between can't be had as changes.
+            _ => match begin_anew(writer, &self.rules, times.majority) {
+                Ok(()) => Ok(StartAt::Time(times.majority)),
+                Err(error) => Err(error.into()),
+            },
+        })
+    }
+}
+
+/// The log starts, or goes on after a gap, at `time`: every collection is to be compared with the source.
+/// In one commit, so that a crash finds either all of it or none.
+fn begin_anew(writer: &mut Writer, rules: &RuleSet, time: u64) -> Result<(), LogError> {
+    for rules in rules.iter() {
+        let id = writer.collection(rules.name())?;
+        let copy = CopyState { rules: rules.fingerprint(), ..CopyState::default() };
+        writer.set_copy_state(id, copy)?;
+    }
+    let time = time.max(writer.tail().high_water);
+    writer.set_tail(TailState { resume_token: None, high_water: time })?;
+    writer.commit()?;
+    Ok(())
+}
+
+/// Reads the stream and the copies until one of them ends.
+async fn both(
+    source: &Source,
+    start: StartAt,
+    batches: mpsc::Sender<reply::Batch>,
+    copier: Copier,
+    shutdown: CancellationToken,
+) -> Outcome {
+    let followed = source.follow(start, batches, shutdown);
+    tokio::pin!(followed);
+    tokio::select! {
+        ended = &mut followed => ended,
+        copied = copier.run() => match copied {
+            // Nobody orders copies any more: the tail is ending, and says why.
+            Ok(()) => followed.await,
+            Err(ended) => Err(ended),
+        },
+    }
+}
+
+type Finished = oneshot::Receiver<(Writer, Outcome)>;
+
+fn spawn_tail(
+    parts: TailParts,
+    batches: mpsc::Receiver<reply::Batch>,
+    chunks: mpsc::Receiver<copier::Chunk>,
+) -> Result<Finished, CaptureError> {
+    let (done, finished) = oneshot::channel();
+    let runtime = parts.runtime.clone();
+    let work = move || {
+        // What the driver drops here ends its business on the runtime.
+        let _entered = runtime.enter();
+        let back = match Tail::start(parts) {
+            Ok(tail) => tail.run(batches, chunks),
+            Err((writer, ended)) => (writer, Err(ended)),
+        };
+        // Nobody waits any more when capture itself was dropped.
+        let _ = done.send(back);
+    };
+    let spawned = std::thread::Builder::new().name("tail".to_owned()).spawn(work);
+    spawned.map(|_| finished).map_err(|_| CaptureError::TailLost)
+}
+
+fn finish(back: Option<(Writer, Outcome)>) -> Result<(Writer, Outcome), CaptureError> {
+    back.ok_or(CaptureError::TailLost)
+}

@@ -1,0 +1,387 @@
+//! Change events into changes: whole documents, tombstones, and what happens to whole collections.
+
+use std::sync::Arc;
+
+use bson::RawDocumentBuf;
+use bson::raw::{RawBsonRef, RawDocument};
+use tidewire_protocol::Position;
+use tidewire_protocol::key::mongo_id;
+
+use super::decode::{Event, Operation};
+use super::patch::patch;
+use super::quarantine::{Defect, ID_BYTES_MAX, check, set_aside};
+use super::reads::{At, id_document};
+use super::source::Ended;
+use super::tail::{Awaited, Tail};
+use crate::log::{Body, CopyState, LogError, NewChange, sort_key};
+
+/// Most documents whose reading waits for their copy; beyond it they are read at once, which is slower.
+pub(super) const AWAITED_MAX: usize = 100_000;
+/// Keys looked up at a time when a whole collection goes.
+const KEYS_MAX: usize = 4_096;
+/// Characters of a key that are logged.
+const KEY_SHOWN_MAX: usize = 200;
+
+/// Where a change stands and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Place of the collection in `Tail::tracked`.
+    pub(super) collection: usize,
+    pub(super) position: Position,
+    pub(super) wall_time_ms: i64,
+}
+
+impl Tail {
+    /// Takes one event in, inside the open commit.
+    pub(super) fn apply(&mut self, event: &Event<'_>) -> Result<(), Ended> {
+        if let Operation::DropDatabase = event.operation {
+            for collection in 0..self.tracked.len() {
+                self.empty(collection, event)?;
+            }
+            return Ok(());
+        }
+        let collection = self.by_name.get(event.collection).copied();
+        if let Operation::Rename { database, to } = event.operation {
+            if let Some(collection) = collection {
+                self.empty(collection, event)?;
+            }
+            let to = self.by_name.get(to).copied();
+            if let Some(to) = to.filter(|_| database == self.database_name) {
+                self.copy_again(to, event.cluster_time)?;
+            }
+            return Ok(());
+        }
+        let Some(collection) = collection else { return Ok(()) };
+        if let Operation::Drop = event.operation {
+            return self.empty(collection, event);
+        }
+        if !event.operation.is_row() {
+            return Ok(());
+        }
+        let position = self.next_position();
+        self.apply_row(Place { collection, position, wall_time_ms: event.wall_time_ms }, event)
+    }
+
+    fn apply_row(&mut self, at: Place, event: &Event<'_>) -> Result<(), Ended> {
+        match event.operation {
+            Operation::Insert { document } => self.take_document(at, document)?,
+            Operation::Replace { document } => {
+                // The stored document has `_id` first wherever it stood in the command.
+                match id_first(document) {
+                    Some(document) => self.take_document(at, &document)?,
+                    None => self.take_document(at, document)?,
+                }
+            }
+            Operation::Update { key, description } => {
+                if let Some(key) = self.key(at, key)? {
+                    self.update(at, key, description)?;
+                }
+            }
+            Operation::Delete { key } => {
+                if let Some((key, id)) = self.key(at, key)? {
+                    self.take_delete(at, key, &id)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The log's key of an event's `documentKey`, and `{_id: …}`. `None`: it was set aside.
+    #[expect(clippy::type_complexity, reason = "a pair that lives for one line")]
+    fn key(
+        &mut self,
+        at: Place,
+        document_key: &RawDocument,
+    ) -> Result<Option<(Vec<u8>, RawDocumentBuf)>, LogError> {
+        match checked_id(document_key) {
+            Ok(id) => Ok(Some((sort_key(id), id_document(id)))),
+            Err(defect) => {
+                self.set_aside(at, None, defect)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The document is this after the change.
+    fn take_document(&mut self, at: Place, document: &RawDocument) -> Result<(), LogError> {
+        let id = match checked_id(document) {
+            Ok(id) => id,
+            Err(defect) => return self.set_aside(at, readable_id(document), defect),
+        };
+        let key = sort_key(id);
+        if self.is_exact_now(at.collection, &key) {
+            return Ok(());
+        }
+        self.upsert(at, key, document)
+    }
+
+    /// Appends a checked document.
+    fn upsert(&mut self, at: Place, key: Vec<u8>, document: &RawDocument) -> Result<(), LogError> {
+        self.append_document(at, &key, document)?;
+        if !self.awaited.is_empty() {
+            self.awaited.remove(&(at.collection, key));
+        }
+        Ok(())
+    }
+
+    /// Appends a checked document, in its channels.
+    pub(super) fn append_document(
+        &mut self,
+        at: Place,
+        key: &[u8],
+        document: &RawDocument,
+    ) -> Result<(), LogError> {
+        let tracked = &self.tracked[at.collection];
+        let Some(rules) = self.rules.get(&tracked.name) else { return Ok(()) };
+        let channels = rules.channels_of(document);
+        self.dirty = true;
+        self.writer.append(&NewChange {
+            position: at.position,
+            wall_time_ms: at.wall_time_ms,
+            collection: tracked.id,
+            key,
+            body: Body::Upsert(document),
+            channels: &channels,
+            rules: rules.fingerprint(),
+        })
+    }
+
+    /// Appends a tombstone.
+    pub(super) fn append_delete(
+        &mut self,
+        at: Place,
+        key: &[u8],
+        id: &RawDocument,
+    ) -> Result<(), LogError> {
+        let tracked = &self.tracked[at.collection];
+        self.dirty = true;
+        self.writer.append(&NewChange {
+            position: at.position,
+            wall_time_ms: at.wall_time_ms,
+            collection: tracked.id,
+            key,
+            body: Body::Delete(id),
+            channels: &[],
+            rules: tracked.copy.rules,
+        })
+    }
+
+    fn take_delete(&mut self, at: Place, key: Vec<u8>, id: &RawDocument) -> Result<(), LogError> {
+        if self.is_exact_now(at.collection, &key) {
+            return Ok(());
+        }
+        // Also where the log has no such document: its copy may have been read before and be on its
+        // way, and must find that it is too late.
+        self.append_delete(at, &key, id)?;
+        if !self.awaited.is_empty() {
+            self.awaited.remove(&(at.collection, key));
+        }
+        Ok(())
+    }
+
+    /// The document changed by `description`.
+    fn update(
+        &mut self,
+        at: Place,
+        (key, id): (Vec<u8>, RawDocumentBuf),
+        description: &RawDocument,
+    ) -> Result<(), Ended> {
+        if self.is_exact_now(at.collection, &key) {
+            return Ok(());
+        }
+        let tracked = &self.tracked[at.collection];
+        let ahead = tracked.is_ahead(&key);
+        if ahead && !self.awaited.is_empty() {
+            let awaited = self.awaited.get_mut(&(at.collection, key.clone()));
+            if let Some(awaited) = awaited {
+                awaited.cluster_time = at.position.cluster_time;
+                return Ok(());
+            }
+        }
+        let latest = self.writer.latest(tracked.id, &key)?;
+        let trusted = latest
+            .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
+        if let Some(previous) = trusted.and_then(|latest| latest.document) {
+            match patch(&previous, description) {
+                Ok(document) => return Ok(self.take_built(at, key, &document)?),
+                Err(reason) => tracing::debug!(collection = %tracked.name, %reason, "exact read"),
+            }
+        }
+        if ahead && self.awaited.len() < AWAITED_MAX {
+            let awaited = Awaited { id, cluster_time: at.position.cluster_time };
+            self.awaited.insert((at.collection, key), awaited);
+            return Ok(());
+        }
+        self.read_exactly(at, key, &id)
+    }
+
+    /// A document that we built or read: checked like one that came.
+    fn take_built(
+        &mut self,
+        at: Place,
+        key: Vec<u8>,
+        document: &RawDocument,
+    ) -> Result<(), LogError> {
+        match check(document.as_bytes()) {
+            Ok(()) => self.upsert(at, key, document),
+            Err(defect) => self.set_aside(at, readable_id(document), defect),
+        }
+    }
+
+    /// Reads the document as it stood at the change's time, after all changes of that time.
+    fn read_exactly(&mut self, at: Place, key: Vec<u8>, id: &RawDocument) -> Result<(), Ended> {
+        let name = Arc::clone(&self.tracked[at.collection].name);
+        match self.reads.document(&name, id, at.position.cluster_time)? {
+            At::Found(found) => {
+                let exact = (at.collection, key.clone());
+                match found {
+                    Some(document) => self.take_built(at, key, &document)?,
+                    // Deleted later in the same commit.
+                    None => self.append_delete(at, &key, id)?,
+                }
+                self.exact_now.insert(exact);
+            }
+            // The tail is more than five minutes behind: the copy will bring it.
+            At::TooOld => self.copy_again(at.collection, at.position.cluster_time)?,
+        }
+        Ok(())
+    }
+
+    fn is_exact_now(&self, collection: usize, key: &[u8]) -> bool {
+        !self.exact_now.is_empty() && self.exact_now.contains(&(collection, key.to_vec()))
+    }
+
+    /// Sets a document aside. What the log has of it is no longer what the source has, so it is taken
+    /// back: rather nothing than something wrong.
+    pub(super) fn set_aside(
+        &mut self,
+        at: Place,
+        id: Option<RawBsonRef<'_>>,
+        defect: Defect,
+    ) -> Result<(), LogError> {
+        let shown = id.map_or_else(|| "unreadable".to_owned(), mongo_id);
+        let shown: String = shown.chars().take(KEY_SHOWN_MAX).collect();
+        let tracked = &self.tracked[at.collection];
+        set_aside(&self.status, &tracked.name, &shown, at.position, defect);
+        let Some(id) = id else { return Ok(()) };
+        let key = sort_key(id);
+        let known = self.writer.latest(tracked.id, &key)?;
+        if known.is_some_and(|latest| latest.document.is_some()) {
+            self.append_delete(at, &key, &id_document(id))?;
+        }
+        self.awaited.remove(&(at.collection, key));
+        Ok(())
+    }
+
+    /// The collection is gone at the event's time: every document of it is deleted, in its commit. What
+    /// is in it later comes as changes, so its copy is done.
+    fn empty(&mut self, collection: usize, event: &Event<'_>) -> Result<(), Ended> {
+        let mut after: Option<Vec<u8>> = None;
+        let id = self.tracked[collection].id;
+        loop {
+            let keys = self.writer.keys_between(id, after.as_deref(), None, KEYS_MAX)?;
+            for entry in keys.iter().filter(|entry| entry.live) {
+                let latest = self.writer.latest(id, &entry.key)?;
+                let document = latest.and_then(|latest| latest.document);
+                let Some(document) = document else { continue };
+                let Ok(Some(id)) = document.get("_id") else { continue };
+                let position = self.next_position();
+                let at = Place { collection, position, wall_time_ms: event.wall_time_ms };
+                self.append_delete(at, &entry.key, &id_document(id))?;
+            }
+            match keys.into_iter().last() {
+                Some(last) => after = Some(last.key),
+                None => break,
+            }
+        }
+        self.awaited.retain(|(of, _), _| *of != collection);
+        let tracked = &mut self.tracked[collection];
+        tracked.chunks_not_before = event.cluster_time;
+        if !tracked.copy.finished {
+            tracked.copy.finished = true;
+            let (id, copy) = (tracked.id, tracked.copy.clone());
+            self.writer.set_copy_state(id, copy)?;
+            self.dirty = true;
+            self.order_next_copy();
+        }
+        Ok(())
+    }
+
+    /// The collection changed at `cluster_time` in a way that no change told: it is copied again, and
+    /// nothing is built on what is older.
+    fn copy_again(&mut self, collection: usize, cluster_time: u64) -> Result<(), LogError> {
+        let tracked = &mut self.tracked[collection];
+        tracing::info!(collection = %tracked.name, cluster_time, "the collection is copied again");
+        tracked.copy = CopyState { rules: tracked.copy.rules, ..CopyState::default() };
+        tracked.untrusted_before = cluster_time;
+        tracked.chunks_not_before = cluster_time;
+        let (id, copy) = (tracked.id, tracked.copy.clone());
+        self.writer.set_copy_state(id, copy)?;
+        self.dirty = true;
+        if self.copying == Some(collection) {
+            self.copying = None;
+        }
+        self.order_next_copy();
+        Ok(())
+    }
+}
+
+/// The `_id` of a document that is well-formed throughout.
+pub(super) fn checked_id(document: &RawDocument) -> Result<RawBsonRef<'_>, Defect> {
+    check(document.as_bytes())?;
+    let id = document.get("_id").map_err(|_| Defect::Malformed)?.ok_or(Defect::NoId)?;
+    // The whole bounds the part.
+    if document.as_bytes().len() > ID_BYTES_MAX && id_document(id).as_bytes().len() > ID_BYTES_MAX {
+        return Err(Defect::IdTooLarge);
+    }
+    Ok(id)
+}
+
+/// The `_id` of a document that is not well-formed, where at least that can be read and carried.
+pub(super) fn readable_id(document: &RawDocument) -> Option<RawBsonRef<'_>> {
+    let id = document.get("_id").ok()??;
+    let alone = id_document(id);
+    (alone.as_bytes().len() <= ID_BYTES_MAX && check(alone.as_bytes()).is_ok()).then_some(id)
+}
+
+/// The document with `_id` first; `None` where it is first already, or can't be found.
+fn id_first(document: &RawDocument) -> Option<RawDocumentBuf> {
+    let first = document.iter_elements().next()?.ok()?;
+    if first.key().as_str() == "_id" {
+        return None;
+    }
+    let mut moved = id_document(document.get("_id").ok()??);
+    for element in document.iter_elements() {
+        let element = element.ok()?;
+        if element.key().as_str() != "_id" {
+            moved.append(element.key(), element.value().ok()?);
+        }
+    }
+    Some(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::rawdoc;
+
+    use super::*;
+
+    #[test]
+    fn a_replacement_is_stored_with_its_id_first() {
+        let moved = id_first(&rawdoc! { "a": 1, "_id": 7, "b": { "_id": 8 } }).unwrap();
+        assert_eq!(moved, rawdoc! { "_id": 7, "a": 1, "b": { "_id": 8 } });
+        assert_eq!(id_first(&rawdoc! { "_id": 7, "a": 1 }), None);
+        assert_eq!(id_first(&rawdoc! { "a": 1 }), None);
+        assert_eq!(id_first(&rawdoc! {}), None);
+    }
+
+    #[test]
+    fn an_id_that_the_stream_can_not_carry_is_found_and_a_large_document_is_not_taken_for_one() {
+        let large = "x".repeat(ID_BYTES_MAX);
+        let defect = checked_id(&rawdoc! { "_id": large.as_str() }).unwrap_err();
+        assert_eq!(defect, Defect::IdTooLarge);
+        assert!(checked_id(&rawdoc! { "_id": 1, "large": large.as_str() }).is_ok());
+        assert_eq!(checked_id(&rawdoc! { "a": 1 }).unwrap_err(), Defect::NoId);
+    }
+}

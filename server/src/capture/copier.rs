@@ -1,0 +1,276 @@
+//! Reads a collection in chunks, in `_id` order over every BSON type, each chunk at a known cluster time,
+//! and hands them to the tail, which compares them with the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bson::{Document, RawDocumentBuf, doc};
+use futures::StreamExt;
+use mongodb::Database;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use super::decode::timestamp;
+use super::failure::is_snapshot_unavailable;
+use super::reads::id_document;
+use super::reply::Reply;
+use super::source::{Ended, SILENCE_MAX};
+
+/// What a chunk should hold, in bytes.
+const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
+/// Most documents in a chunk.
+const CHUNK_DOCUMENTS_MAX: u64 = 20_000;
+/// Chunks that wait for the tail.
+pub(super) const CHUNKS_MAX: usize = 1;
+/// Bytes of chunks that wait for the tail or are with it; one more may be arriving.
+const CHUNK_ROOM: usize = 16 * 1024 * 1024;
+/// A cursor reads at one time for this long, then a new one is opened at a newer time: the source keeps
+/// old times for five minutes only.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
+/// How long a chunk may take to come.
+const CHUNK_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The wait before a read at a newer time, when the source does not hold the one asked for.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the tail wants read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Order {
+    /// Tells this order's chunks from those of an order that it replaced.
+    pub(super) generation: u64,
+    /// The collection's name.
+    pub(super) collection: String,
+    /// `{_id: …}` of the last document that is done; `None`: from the start.
+    pub(super) after: Option<RawDocumentBuf>,
+    /// No chunk may be read at an earlier cluster time.
+    pub(super) not_before: u64,
+}
+
+/// Some documents of a collection, all that it held in a range of `_id` at one cluster time. It starts
+/// after the last chunk's end, which it may hold once more.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    /// The order's.
+    pub(super) generation: u64,
+    /// When it was read.
+    pub(super) time: u64,
+    /// The documents, in `_id` order.
+    pub(super) reply: Reply,
+    /// It reaches to the end of the collection.
+    pub(super) last: bool,
+    /// About how many documents the collection holds.
+    pub(super) documents_total: u64,
+    /// Given back when the chunk is dropped.
+    pub(super) _room: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads what is ordered.
+#[derive(Debug)]
+pub(super) struct Copier {
+    pub(super) database: Database,
+    /// The latest order; `None`: nothing is wanted.
+    pub(super) orders: watch::Receiver<Option<Order>>,
+    /// Every event up to here is in the log: the time at which a read needs no waiting for the tail.
+    pub(super) high_water: watch::Receiver<u64>,
+    pub(super) chunks: mpsc::Sender<Chunk>,
+}
+
+impl Copier {
+    /// Reads until nobody orders or takes chunks any more.
+    ///
+    /// # Errors
+    /// What the source says, except that a time can't be had: that is read again at a newer one.
+    pub(super) async fn run(mut self) -> Result<(), Ended> {
+        let mut orders = self.orders.clone();
+        let room = Arc::new(Semaphore::new(CHUNK_ROOM));
+        loop {
+            let order = orders.borrow_and_update().clone();
+            let Some(order) = order else {
+                if orders.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            };
+            tokio::select! {
+                changed = orders.changed() => if changed.is_err() { return Ok(()) },
+                read = self.read(order, &room) => {
+                    if !read? || orders.changed().await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads a whole collection, or the rest of one. False: nobody takes the chunks.
+    async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
+        let plan = Plan::of(&self.database, &order.collection).await?;
+        let mut after = order.after.clone();
+        loop {
+            let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
+            match self.read_at(&order, &plan, time, &mut after, room).await? {
+                Read::End => return Ok(true),
+                Read::Nobody => return Ok(false),
+                Read::GoOn => {}
+                Read::TooOld => sleep(SNAPSHOT_PAUSE).await,
+            }
+        }
+    }
+
+    /// The tail's present time, as soon as it is `not_before` or later.
+    async fn time_from(&mut self, not_before: u64) -> Option<u64> {
+        let reached = self.high_water.wait_for(|time| *time >= not_before.max(1)).await;
+        reached.ok().map(|time| *time)
+    }
+
+    /// Reads on at one time, for at most [`SNAPSHOT_MAX`].
+    async fn read_at(
+        &self,
+        order: &Order,
+        plan: &Plan,
+        time: u64,
+        after: &mut Option<RawDocumentBuf>,
+        room: &Arc<Semaphore>,
+    ) -> Result<Read, Ended> {
+        let command = plan.command(&order.collection, after.as_ref(), time);
+        let opening = self.database.run_cursor_command(command).batch_size(plan.batch_size).batch();
+        let mut cursor = match timeout(CHUNK_SILENCE_MAX, opening).await {
+            Err(_) => return Err(silent()),
+            Ok(Err(error)) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
+            Ok(opened) => opened?,
+        };
+        let opened = Instant::now();
+        loop {
+            let reply = match timeout(CHUNK_SILENCE_MAX, cursor.next()).await {
+                Err(_) => return Err(silent()),
+                Ok(None) => return Ok(Read::GoOn),
+                Ok(Some(Err(error))) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
+                Ok(Some(reply)) => Reply::Driver(reply?),
+            };
+            let last = reply.is_last();
+            if let Some(end) = reply.documents().last() {
+                // Without a readable `_id` the next cursor starts where this one did, which costs time
+                // and loses nothing.
+                if let Ok(Some(id)) = end.get("_id") {
+                    *after = Some(id_document(id));
+                }
+            }
+            let bytes = u32::try_from(reply.bytes().clamp(1, CHUNK_ROOM)).unwrap_or(u32::MAX);
+            let Ok(permit) = Arc::clone(room).acquire_many_owned(bytes).await else {
+                return Ok(Read::Nobody);
+            };
+            let chunk = Chunk {
+                generation: order.generation,
+                time: reply.snapshot_time().unwrap_or(time),
+                reply,
+                last,
+                documents_total: plan.documents_total,
+                _room: Some(permit),
+            };
+            if self.chunks.send(chunk).await.is_err() {
+                return Ok(Read::Nobody);
+            }
+            if last {
+                return Ok(Read::End);
+            }
+            if opened.elapsed() > SNAPSHOT_MAX {
+                return Ok(Read::GoOn);
+            }
+        }
+    }
+}
+
+/// How a read at one time ended.
+#[derive(Debug)]
+enum Read {
+    /// At the collection's end.
+    End,
+    /// In the middle; the rest is read at a newer time.
+    GoOn,
+    /// The source does not hold that time.
+    TooOld,
+    /// Nobody takes the chunks.
+    Nobody,
+}
+
+fn silent() -> Ended {
+    let message = format!("no chunk came for {} s", CHUNK_SILENCE_MAX.as_secs());
+    Ended::new(crate::retry::Failure::Silent, message)
+}
+
+/// How a collection is read.
+#[derive(Debug)]
+struct Plan {
+    batch_size: u32,
+    documents_total: u64,
+    /// By bounds on the `_id` index. Not where that index orders by another rule than ours (a collation)
+    /// or is none (a clustered collection).
+    by_index: bool,
+}
+
+impl Plan {
+    async fn of(database: &Database, collection: &str) -> Result<Self, Ended> {
+        let (stats, options) = tokio::join!(
+            answer(database, doc! { "collStats": collection }),
+            answer(database, doc! { "listCollections": 1, "filter": { "name": collection } },),
+        );
+        let (stats, options) = (stats?, options?);
+        let number = |name: &str| match stats.get(name) {
+            Some(bson::Bson::Int32(n)) => u64::try_from(*n).unwrap_or(0),
+            Some(bson::Bson::Int64(n)) => u64::try_from(*n).unwrap_or(0),
+            Some(bson::Bson::Double(n)) => *n as u64,
+            _ => 0,
+        };
+        let wanted = CHUNK_BYTES / number("avgObjSize").max(1);
+        let described = options
+            .get_document("cursor")
+            .and_then(|cursor| cursor.get_array("firstBatch"))
+            .ok()
+            .and_then(|batch| batch.first()?.as_document()?.get_document("options").ok());
+        let by_index = described.is_none_or(|options| {
+            !options.contains_key("collation") && !options.contains_key("clusteredIndex")
+        });
+        Ok(Self {
+            batch_size: wanted.clamp(1, CHUNK_DOCUMENTS_MAX) as u32,
+            documents_total: number("count"),
+            by_index,
+        })
+    }
+
+    fn command(&self, collection: &str, after: Option<&RawDocumentBuf>, time: u64) -> Document {
+        let mut command = doc! {
+            "find": collection,
+            "sort": { "_id": 1 },
+            "batchSize": self.batch_size,
+            "readConcern": { "level": "snapshot", "atClusterTime": timestamp(time) },
+        };
+        let after = after.and_then(|id| Document::try_from(id.as_ref()).ok());
+        if self.by_index {
+            command.insert("hint", doc! { "_id": 1 });
+            if let Some(after) = after {
+                // Inclusive, and unlike `$gt` it goes on into the next BSON type.
+                command.insert("min", after);
+            }
+        } else {
+            command.insert("collation", doc! { "locale": "simple" });
+            command.insert("allowDiskUse", true);
+            if let Some(id) = after.and_then(|mut after| after.remove("_id")) {
+                let beyond = doc! { "$gt": ["$_id", { "$literal": id }] };
+                command.insert("filter", doc! { "$expr": beyond });
+            }
+        }
+        command
+    }
+}
+
+/// A command's answer; empty where the source refuses it (no such collection yet, a right that only
+/// this command needs): what it tells is then guessed.
+async fn answer(database: &Database, command: Document) -> Result<Document, Ended> {
+    match timeout(SILENCE_MAX, database.run_command(command).into_future()).await {
+        Err(_) => Err(silent()),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) if matches!(*error.kind, mongodb::error::ErrorKind::Command(_)) => {
+            Ok(Document::new())
+        }
+        Ok(Err(error)) => Err(error.into()),
+    }
+}

@@ -1,0 +1,104 @@
+//! Exact reads: single documents as they stood at one cluster time.
+
+use bson::raw::{RawBsonRef, RawDocument};
+use bson::{Document, RawDocumentBuf, doc};
+use futures::StreamExt;
+use mongodb::Database;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::decode::timestamp;
+use super::failure::is_snapshot_unavailable;
+use super::reply::Reply;
+use super::source::{Ended, SILENCE_MAX};
+use crate::retry::Failure;
+
+/// Most documents asked for in one command.
+pub(super) const IDS_MAX: usize = 1_000;
+
+/// Reads documents at a time, blocking the calling thread (never one of the runtime's).
+#[derive(Clone, Debug)]
+pub(super) struct Reads {
+    pub(super) database: Database,
+    pub(super) runtime: Handle,
+}
+
+/// What a read at a time found.
+#[derive(Debug)]
+pub(super) enum At<T> {
+    /// This, at exactly that time.
+    Found(T),
+    /// The source no longer holds that time (five minutes by default).
+    TooOld,
+}
+
+impl Reads {
+    /// The document `id` as it stood at `time`; `Found(None)`: there was none.
+    pub(super) fn document(
+        &self,
+        collection: &str,
+        id: &RawDocument,
+        time: u64,
+    ) -> Result<At<Option<RawDocumentBuf>>, Ended> {
+        let ids = std::slice::from_ref(&id);
+        Ok(match self.documents(collection, ids, time)? {
+            At::Found(mut documents) => At::Found(documents.pop()),
+            At::TooOld => At::TooOld,
+        })
+    }
+
+    /// The documents with these `_id`s, at most [`IDS_MAX`], each given as `{_id: …}`, as they stood at
+    /// `time`, in no order.
+    pub(super) fn documents(
+        &self,
+        collection: &str,
+        ids: &[&RawDocument],
+        time: u64,
+    ) -> Result<At<Vec<RawDocumentBuf>>, Ended> {
+        debug_assert!(ids.len() <= IDS_MAX);
+        let wanted: Vec<bson::Bson> =
+            ids.iter().filter_map(|id| id.get("_id").ok()??.try_into().ok()).collect();
+        if wanted.is_empty() {
+            return Ok(At::Found(Vec::new()));
+        }
+        let command = doc! {
+            "find": collection,
+            "filter": { "_id": { "$in": wanted } },
+            // What MongoDB takes for one `_id` is what we take for one, whatever the collection's own
+            // collation says.
+            "collation": { "locale": "simple" },
+            "readConcern": { "level": "snapshot", "atClusterTime": timestamp(time) },
+        };
+        self.runtime.block_on(async {
+            timeout(SILENCE_MAX, self.collect(command)).await.unwrap_or_else(|_| {
+                Err(Ended::new(Failure::Silent, "the source did not answer an exact read"))
+            })
+        })
+    }
+
+    async fn collect(&self, command: Document) -> Result<At<Vec<RawDocumentBuf>>, Ended> {
+        let mut cursor = match self.database.run_cursor_command(command).batch().await {
+            Ok(cursor) => cursor,
+            Err(error) if is_snapshot_unavailable(&error) => return Ok(At::TooOld),
+            Err(error) => return Err(error.into()),
+        };
+        let mut documents = Vec::new();
+        while let Some(reply) = cursor.next().await {
+            match reply {
+                Ok(reply) => {
+                    documents.extend(Reply::Driver(reply).documents().map(RawDocument::to_owned));
+                }
+                Err(error) if is_snapshot_unavailable(&error) => return Ok(At::TooOld),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(At::Found(documents))
+    }
+}
+
+/// `{_id: id}`: a tombstone's body, and how an `_id` is kept.
+pub(super) fn id_document(id: RawBsonRef<'_>) -> RawDocumentBuf {
+    let mut document = RawDocumentBuf::new();
+    document.append(bson::raw::cstr!("_id"), id);
+    document
+}

@@ -1,0 +1,162 @@
+//! What to do about a failure of the source: the one place that decides whether to go on, from where,
+//! and after how long. *What failed* is said elsewhere ([`Failure`] is made where the error is seen).
+
+use std::time::Duration;
+
+/// The first wait; each further one in a row doubles it.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait while the source is out of reach: short, because the driver itself waits for a
+/// primary and a new one should be used within 2 s.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The wait where a person has to do something first.
+pub const BACKOFF_SLOW: Duration = Duration::from_secs(10);
+/// Failures that nobody foresaw, in a row, before they are retried slowly.
+const UNEXPECTED_MAX: u32 = 5;
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The stream ended by itself (an `invalidate`): nothing is wrong.
+    Closed,
+    /// Network, election, a lost cursor, anything that MongoDB calls resumable.
+    Interrupted,
+    /// No answer within the watchdog's time.
+    Silent,
+    /// The source says that the resume token is of no use although it may be.
+    TokenRefused,
+    /// The oplog no longer reaches back to where the stream would go on.
+    HistoryLost,
+    /// The stream can't get past an event (too large to be sent).
+    Impassable,
+    /// The source refuses the user or the password, or the user may not do it.
+    AccessRefused,
+    /// The log's store failed: disk full, I/O error.
+    Store,
+    /// Anything else.
+    Unexpected,
+}
+
+/// Where the next attempt starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// From the resume token in the log.
+    Resume,
+    /// From the cluster time up to which the log is whole, dropping what it has.
+    ResumeFromTime,
+    /// From the source's present time, then reconcile every collection: what lies between can't be
+    /// had as events.
+    Reconcile,
+}
+
+/// The failures since the last success.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    in_a_row: u32,
+    token_refused: u32,
+    unexpected: u32,
+}
+
+impl Attempts {
+    /// Forget the failures: something got through.
+    pub fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Failures since the last success.
+    #[must_use]
+    pub fn in_a_row(&self) -> u32 {
+        self.in_a_row
+    }
+}
+
+/// What to do about `failure`, and after how long (without jitter: see [`jittered`]). Never "give up":
+/// what the log has is served meanwhile, and a source may come back at any time.
+#[must_use]
+pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) {
+    attempts.in_a_row = attempts.in_a_row.saturating_add(1);
+    let wait = BACKOFF_FIRST.saturating_mul(1 << (attempts.in_a_row - 1).min(16)).min(BACKOFF_MAX);
+    match failure {
+        Failure::Closed | Failure::Interrupted | Failure::Silent => (Step::Resume, wait),
+        Failure::TokenRefused => {
+            attempts.token_refused = attempts.token_refused.saturating_add(1);
+            match attempts.token_refused {
+                1 => (Step::Resume, wait),
+                2 => (Step::ResumeFromTime, wait),
+                _ => (Step::Reconcile, wait),
+            }
+        }
+        // A second one at once means that reconciling did not help: then slowly.
+        Failure::HistoryLost | Failure::Impassable if attempts.in_a_row > 2 => {
+            (Step::Reconcile, BACKOFF_SLOW)
+        }
+        Failure::HistoryLost | Failure::Impassable => (Step::Reconcile, wait),
+        Failure::AccessRefused | Failure::Store => (Step::Resume, BACKOFF_SLOW.min(wait * 10)),
+        Failure::Unexpected => {
+            attempts.unexpected = attempts.unexpected.saturating_add(1);
+            let slow = attempts.unexpected > UNEXPECTED_MAX;
+            (Step::Resume, if slow { BACKOFF_SLOW } else { wait })
+        }
+    }
+}
+
+/// Between half of `wait` and all of it, so that many servers do not come back at one moment.
+#[must_use]
+pub fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(failure: Failure, count: usize) -> Vec<Step> {
+        let mut attempts = Attempts::default();
+        (0..count).map(|_| next_step(failure, &mut attempts).0).collect()
+    }
+
+    #[test]
+    fn a_refused_token_is_tried_once_more_then_from_the_time_then_everything_is_reconciled() {
+        assert_eq!(
+            steps(Failure::TokenRefused, 4),
+            [Step::Resume, Step::ResumeFromTime, Step::Reconcile, Step::Reconcile]
+        );
+    }
+
+    #[test]
+    fn a_lost_history_is_never_resumed_from_its_token() {
+        assert_eq!(steps(Failure::HistoryLost, 3), [Step::Reconcile; 3]);
+    }
+
+    #[test]
+    fn an_interruption_is_resumed_at_once_and_for_ever_with_bounded_waits() {
+        let mut attempts = Attempts::default();
+        for _ in 0..1_000 {
+            let (step, wait) = next_step(Failure::Interrupted, &mut attempts);
+            assert_eq!(step, Step::Resume);
+            assert!(wait <= BACKOFF_MAX, "{wait:?}");
+        }
+        attempts.succeeded();
+        assert_eq!(next_step(Failure::Interrupted, &mut attempts).1, BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn no_failure_is_a_hot_loop() {
+        let all = [
+            Failure::Closed,
+            Failure::Interrupted,
+            Failure::Silent,
+            Failure::TokenRefused,
+            Failure::HistoryLost,
+            Failure::Impassable,
+            Failure::AccessRefused,
+            Failure::Store,
+            Failure::Unexpected,
+        ];
+        for failure in all {
+            let mut attempts = Attempts::default();
+            for _ in 0..20 {
+                assert!(next_step(failure, &mut attempts).1 >= BACKOFF_FIRST, "{failure:?}");
+            }
+        }
+    }
+}
