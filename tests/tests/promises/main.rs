@@ -1,5 +1,6 @@
 //! The promises, each tested against real parts. One binary; files are named for the promise.
 
+mod capture;
 mod encodings;
 mod harness;
 mod patch_oracle;

@@ -1,0 +1,197 @@
+//! Every change, exactly once, in commits.
+
+use std::collections::BTreeSet;
+
+use bson::{Bson, Decimal128, doc, oid::ObjectId};
+use mongodb::bson::Document;
+use tidewire_server::log::{Body, Since};
+use tidewire_tests::harness::mongo;
+
+use super::{COLLECTIONS, Capture, dir, insert, numbered};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inserts_updates_replacements_and_deletes_are_in_the_log_as_in_the_source() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..50)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    insert(&mongo.db, "invoices", numbered(50..100)).await;
+    insert(&mongo.db, "elsewhere", numbered(0..10)).await;
+    let change = doc! { "$set": { "nested.list.1": "two", "new": 1.5 }, "$unset": { "text": "" } };
+    invoices.update_many(doc! { "n": { "$lt": 30 } }, change).await.unwrap();
+    invoices.update_many(doc! { "n": 7 }, doc! { "$push": { "nested.list": 9 } }).await.unwrap();
+    let pipeline = vec![doc! { "$set": { "nested.list": { "$slice": ["$nested.list", 1] } } }];
+    invoices.update_many(doc! { "n": { "$gt": 90 } }, pipeline).await.unwrap();
+    invoices.replace_one(doc! { "_id": 3 }, doc! { "other": true, "_id": 3 }).await.unwrap();
+    invoices.delete_many(doc! { "n": { "$gte": 60, "$lt": 70 } }).await.unwrap();
+    insert(&mongo.db, "invoices", [doc! { "_id": 61, "again": true }]).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_of_id_is_copied_and_followed() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let ids = |round: i32| {
+        vec![
+            Bson::MinKey,
+            Bson::Null,
+            Bson::Int32(7),
+            Bson::Int64(8),
+            Bson::Double(9.5),
+            Bson::Decimal128("10.50".parse::<Decimal128>().unwrap()),
+            Bson::Double(f64::NAN),
+            Bson::Double(f64::INFINITY),
+            Bson::Int64(i64::MIN),
+            Bson::String(String::new()),
+            Bson::String("a\0b".into()),
+            Bson::String("č".into()),
+            Bson::Symbol("sym".into()),
+            Bson::Document(doc! { "a": 1, "b": { "c": "d" } }),
+            Bson::Document(doc! {}),
+            Bson::Binary(bson::Binary {
+                subtype: bson::spec::BinarySubtype::Uuid,
+                bytes: vec![3; 16],
+            }),
+            Bson::ObjectId(ObjectId::from_bytes([5; 12])),
+            Bson::Boolean(true),
+            Bson::Boolean(false),
+            Bson::DateTime(bson::DateTime::MIN),
+            Bson::DateTime(bson::DateTime::MAX),
+            Bson::Timestamp(bson::Timestamp { time: 1, increment: 2 }),
+            Bson::JavaScriptCode("f()".into()),
+            Bson::MaxKey,
+        ]
+        .into_iter()
+        .map(move |id| doc! { "_id": id, "round": round })
+    };
+    insert(&mongo.db, "invoices", ids(1)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    insert(&mongo.db, "plans", ids(2)).await;
+    let plans = mongo.db.collection::<Document>("plans");
+    plans.update_many(doc! {}, doc! { "$set": { "seen": true } }).await.unwrap();
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.delete_many(doc! { "_id": { "$type": "number" } }).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_20000_changes_is_one_commit() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "plans", [doc! { "_id": 0 }]).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let mut head = capture.reader.head();
+    let seq_before = head.borrow_and_update().seq;
+
+    let mut session = mongo.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let invoices = mongo.db.collection::<Document>("invoices");
+    for start in (0..20_000).step_by(5_000) {
+        invoices.insert_many(numbered(start..start + 5_000)).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    let seen = head.wait_for(|head| head.seq > seq_before).await.unwrap().seq;
+    assert_eq!(seen, seq_before + 20_000, "a reader saw a part of the transaction");
+
+    let mut positions = Vec::new();
+    capture.read(&Since::Cursor(cursor), |position, collection, body| {
+        assert!(matches!(body, Body::Upsert(_)) && collection == "invoices");
+        positions.push(position);
+    });
+    let times: BTreeSet<u64> = positions.iter().map(|position| position.cluster_time).collect();
+    assert_eq!(times.len(), 1);
+    let ordinals: Vec<u32> = positions.iter().map(|position| position.ordinal).collect();
+    assert_eq!(ordinals, (0..20_000).collect::<Vec<_>>());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_transaction_does_not_wait_for_the_next_change() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "plans", [doc! { "_id": 0 }]).await;
+    insert(&mongo.db, "invoices", [doc! { "_id": 0 }]).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let mut head = capture.reader.head();
+    let mut waits = Vec::new();
+    for n in 1..=20 {
+        let before = head.borrow_and_update().seq;
+        let mut session = mongo.client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        for name in COLLECTIONS {
+            let collection = mongo.db.collection::<Document>(name);
+            collection.insert_one(doc! { "_id": n }).session(&mut session).await.unwrap();
+        }
+        session.commit_transaction().await.unwrap();
+        let committed = std::time::Instant::now();
+        let seq = head.wait_for(|head| head.seq > before).await.unwrap().seq;
+        assert_eq!(seq, before + 2);
+        waits.push(committed.elapsed());
+    }
+    waits.sort();
+    // The source itself holds an answer for 500 ms when nothing follows.
+    assert!(waits[10].as_millis() < 100, "half of them waited longer than {:?}", waits[10]);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_collection_is_emptied_and_can_come_again() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..500)).await;
+    insert(&mongo.db, "plans", numbered(0..5)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.drop().await.unwrap();
+    insert(&mongo.db, "invoices", numbered(100..110)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut deletes = BTreeSet::new();
+    capture.read(&Since::Cursor(cursor), |position, _, body| {
+        if let Body::Delete(_) = body {
+            deletes.insert(position.cluster_time);
+        }
+    });
+    assert_eq!(deletes.len(), 1, "the drop is one commit");
+
+    mongo.db.drop().await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert!(capture.state().is_empty());
+    insert(&mongo.db, "plans", numbered(3..30)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_collection_leaves_its_old_name_and_fills_the_new_one() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    insert(&mongo.db, "plans", numbered(50..60)).await;
+    insert(&mongo.db, "elsewhere", numbered(1_000..1_050)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let admin = mongo.client.database("admin");
+    for (from, to) in [("invoices", "plans"), ("elsewhere", "invoices"), ("plans", "elsewhere")] {
+        let (from, to) = (format!("invoify.{from}"), format!("invoify.{to}"));
+        let rename = doc! { "renameCollection": from, "to": to, "dropTarget": true };
+        admin.run_command(rename).await.unwrap();
+        capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    }
+    // `$out` ends in a rename too.
+    let out = vec![doc! { "$match": { "n": { "$lt": 10 } } }, doc! { "$out": "plans" }];
+    mongo.db.collection::<Document>("elsewhere").aggregate(out).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}

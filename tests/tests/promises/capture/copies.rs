@@ -1,0 +1,139 @@
+//! Copies while the source changes, stops and starts.
+
+use bson::{Document, doc};
+use futures::future::join;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tidewire_server::log::Since;
+use tidewire_tests::harness::{mongo, seed};
+
+use super::{COLLECTIONS, Capture, collections, dir, insert, numbered, source};
+
+/// Random changes to the documents `0..20_000`.
+async fn load(db: &mongodb::Database, seed: u64, rounds: u32) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let invoices = db.collection::<Document>("invoices");
+    for round in 0..rounds {
+        let id = doc! { "_id": random.random_range(0..20_000) };
+        let round = i64::from(round);
+        match random.random_range(0..6) {
+            0 => {
+                invoices.delete_one(id).await.unwrap();
+            }
+            1 => {
+                let new = doc! { "n": -1, "round": round };
+                invoices.replace_one(id, new).upsert(true).await.unwrap();
+            }
+            2 => {
+                let push = doc! { "$push": { "nested.list": round } };
+                invoices.update_one(id, push).await.unwrap();
+            }
+            _ => {
+                let set = doc! { "$set": { "round": round }, "$inc": { "n": 1 } };
+                invoices.update_one(id, set).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_under_load_equals_the_source() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let seed = seed();
+    for start in (0..20_000).step_by(5_000) {
+        insert(&mongo.db, "invoices", numbered(start..start + 5_000)).await;
+    }
+    let capture = async {
+        let capture = Capture::start(&mongo, dir.path());
+        capture.copied().await;
+        capture
+    };
+    let (capture, ()) = join(capture, load(&mongo.db, seed, 3_000)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_goes_on_where_it_was_stopped() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let seed = seed();
+    for start in (0..20_000).step_by(5_000) {
+        let wide = numbered(start..start + 5_000).map(|mut document| {
+            document.insert("wide", "y".repeat(2_000));
+            document
+        });
+        insert(&mongo.db, "invoices", wide).await;
+    }
+    let loaded = load(&mongo.db, seed, 1_500);
+    let stopped = async {
+        let mut most = 0;
+        loop {
+            let capture = Capture::start(&mongo, dir.path());
+            let mut status = capture.status.clone();
+            // Until some more of it is done.
+            let seen = status.wait_for(|status| {
+                let copy = status.copies.get("invoices");
+                copy.is_none_or(|copy| copy.documents > most)
+                    && status.phase != tidewire_server::status::SourcePhase::Connecting
+            });
+            let seen = seen.await.unwrap().copies.get("invoices").copied();
+            let Some(copy) = seen else { break capture };
+            most = copy.documents;
+            capture.stop().await;
+        }
+    };
+    let (capture, ()) = join(stopped, loaded).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_while_the_server_was_down_is_told_once() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    capture.stop().await;
+    insert(&mongo.db, "invoices", numbered(100..150)).await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.delete_many(doc! { "_id": { "$lt": 10 } }).await.unwrap();
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
+    assert_eq!(changes, 60);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_is_added_or_gets_other_rules_is_copied_and_no_other_is() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    insert(&mongo.db, "plans", numbered(0..30)).await;
+    let only = collections(&["invoices"]);
+    let capture = Capture::start_with(source(&mongo), dir.path(), &only);
+    capture.must_equal(&mongo.db, &["invoices"]).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    capture.stop().await;
+
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut told = Vec::new();
+    let cursor = capture.read(&Since::Cursor(cursor), |_, name, _| told.push(name.to_owned()));
+    assert_eq!(told, vec!["plans"; 30]);
+    capture.stop().await;
+
+    let mut other = collections(&COLLECTIONS);
+    other[0].channels = vec!["number:{n}".to_owned()];
+    let capture = Capture::start_with(source(&mongo), dir.path(), &other);
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut told = Vec::new();
+    capture.read(&Since::Cursor(cursor), |_, name, _| told.push(name.to_owned()));
+    assert_eq!(told, vec!["invoices"; 100]);
+    capture.stop().await;
+}
