@@ -76,6 +76,8 @@ impl Writer {
         };
         compacted.more = compacted.visited == u64::from(visits_max);
         let trim = (last.seq, last.position);
+        // What is taken out of the index must be in it.
+        self.write_index()?;
         let mut removals = Removals::new();
         for change in visited {
             compacted.dropped += self.drop_superseded(&change, &mut removals)?;

@@ -61,6 +61,9 @@ pub(super) struct Regrant {
     pub(super) told: u64,
     /// The new view; the cursor's own is the old one until all is told.
     pub(super) target: View,
+    /// The view changed again before a change of it was told: what the reader holds of either view is
+    /// not known, so all of both is told.
+    pub(super) afresh: bool,
 }
 
 /// What a reader may see, as hashes of names: collections × channels.
@@ -131,11 +134,7 @@ impl View {
     }
 
     fn take(bytes: &mut &[u8]) -> Option<Self> {
-        let everything = match take_bytes::<1>(bytes)? {
-            [0] => false,
-            [1] => true,
-            _ => return None,
-        };
+        let everything = take_flag(bytes)?;
         let mut list = || -> Option<Vec<u64>> {
             let len = usize::try_from(take_varint(bytes)?).ok().filter(|&len| len <= NAMES_MAX)?;
             let hashes = (0..len)
@@ -186,6 +185,7 @@ impl Cursor {
         if let Some(regrant) = &fill.regrant {
             put_varint(regrant.boundary, &mut out);
             put_varint(regrant.told, &mut out);
+            out.push(u8::from(regrant.afresh));
             regrant.target.put(&mut out);
         }
         out
@@ -219,7 +219,8 @@ fn take_fill(bytes: &mut &[u8]) -> Option<Fill> {
         None
     } else {
         let (boundary, told) = (take_seq(bytes)?, take_seq(bytes)?);
-        Some(Regrant { boundary, told, target: View::take(bytes)? })
+        let afresh = take_flag(bytes)?;
+        Some(Regrant { boundary, told, target: View::take(bytes)?, afresh })
     };
     Some(Fill { until, blank_through, regrant })
 }
@@ -227,6 +228,14 @@ fn take_fill(bytes: &mut &[u8]) -> Option<Fill> {
 /// A change's number: fits the store's signed integers.
 fn take_seq(bytes: &mut &[u8]) -> Option<u64> {
     take_varint(bytes).filter(|&seq| i64::try_from(seq).is_ok())
+}
+
+fn take_flag(bytes: &mut &[u8]) -> Option<bool> {
+    match take_bytes::<1>(bytes)? {
+        [0] => Some(false),
+        [1] => Some(true),
+        _ => None,
+    }
 }
 
 fn take_bytes<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -269,7 +278,8 @@ mod tests {
             ..at.clone()
         };
         let fill = |regrant| Some(Fill { until: 9_999, blank_through: 0, regrant });
-        let regrant = Regrant { boundary: 300, told: 17, target: View::of(&Scope::Everything) };
+        let target = View::of(&Scope::Everything);
+        let regrant = Regrant { boundary: 300, told: 17, target, afresh: true };
         vec![at.clone(), inside(None), inside(fill(None)), inside(fill(Some(regrant)))]
     }
 

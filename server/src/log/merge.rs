@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::LogError;
 use super::postings::{Posting, PostingReader};
+use super::recent::Recent;
 
 /// A change and what it is to the reader's channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,26 @@ pub(super) struct Touched {
 #[derive(Debug)]
 pub(super) enum Merge {
     Everything { after: u64, through: u64 },
-    Channels { readers: Vec<PostingReader>, heap: BinaryHeap<Reverse<(Posting, usize)>> },
+    Channels { sources: Vec<Source>, heap: BinaryHeap<Reverse<(Posting, usize)>> },
+}
+
+/// One channel's postings: those in the store, or those that are only in memory. A change that has
+/// just been written may be in both.
+#[derive(Debug)]
+pub(super) enum Source {
+    Stored(PostingReader),
+    Recent(std::vec::IntoIter<u64>),
+}
+
+impl Source {
+    fn next(&mut self, conn: &Connection) -> Result<Option<Posting>, LogError> {
+        match self {
+            Self::Stored(reader) => reader.next(conn),
+            Self::Recent(postings) => Ok(postings
+                .next()
+                .map(|posting| Posting { seq: posting >> 1, left: posting & 1 == 1 })),
+        }
+    }
 }
 
 impl Merge {
@@ -30,24 +50,30 @@ impl Merge {
         Self::Everything { after, through }
     }
 
-    pub(super) fn channels(
-        conn: &Connection,
-        channels: &[u32],
-        after: u64,
-        through: u64,
-    ) -> Result<Self, LogError> {
-        let mut readers = Vec::with_capacity(channels.len());
-        let mut heap = BinaryHeap::with_capacity(channels.len());
-        if after < through {
-            for &channel in channels {
-                let mut reader = PostingReader::new(channel, after, through);
-                if let Some(posting) = reader.next(conn)? {
-                    heap.push(Reverse((posting, readers.len())));
-                    readers.push(reader);
+    /// A merge of the postings of `channels`, in the store and in `recent`.
+    pub(super) fn channels(recent: &Recent, channels: &[u32], after: u64, through: u64) -> Self {
+        if after >= through {
+            return Self::Channels { sources: Vec::new(), heap: BinaryHeap::new() };
+        }
+        let mut sources = Vec::with_capacity(channels.len() * 2);
+        for &channel in channels {
+            let postings = recent.postings(channel, after, through);
+            sources.push(Source::Recent(postings.into_iter()));
+            sources.push(Source::Stored(PostingReader::new(channel, after, through)));
+        }
+        Self::Channels { heap: BinaryHeap::with_capacity(sources.len()), sources }
+    }
+
+    /// Reads the first posting of each source; before the first [`Merge::next`].
+    pub(super) fn start(mut self, conn: &Connection) -> Result<Self, LogError> {
+        if let Self::Channels { sources, heap } = &mut self {
+            for (at, source) in sources.iter_mut().enumerate() {
+                if let Some(posting) = source.next(conn)? {
+                    heap.push(Reverse((posting, at)));
                 }
             }
         }
-        Ok(Self::Channels { readers, heap })
+        Ok(self)
     }
 
     /// The next change, each once however many channels it touches.
@@ -68,7 +94,7 @@ impl Merge {
                     Touched { seq: *after, inside: true }
                 }))
             }
-            Self::Channels { readers, heap } => {
+            Self::Channels { sources, heap } => {
                 let Some(Reverse((posting, _))) = heap.peek() else {
                     return Ok(None);
                 };
@@ -79,7 +105,7 @@ impl Merge {
                     }
                     touched.inside |= !posting.left;
                     heap.pop();
-                    if let Some(next) = readers[at].next(conn)? {
+                    if let Some(next) = sources[at].next(conn)? {
                         heap.push(Reverse((next, at)));
                     }
                 }

@@ -12,11 +12,14 @@ mod merge;
 mod page;
 mod postings;
 mod read;
+mod recent;
 mod record;
 mod regrant;
 mod rows;
 mod schema;
 mod stat;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use compaction::Compacted;

@@ -11,14 +11,15 @@ use tidewire_protocol::{Position, ResyncReason};
 use super::cursor::{Fill, Inside, Regrant, View};
 use super::merge::Merge;
 use super::read::{Entry, Flow, LogState, PageEnd, PageRequest, ReadError, Scope, Since};
-use super::regrant;
+use super::recent::SharedRecent;
+use super::regrant::Telling;
 use super::rows::{Decision, Rows};
 use super::{Cursor, Head, LogError};
 
 /// A reader farther behind than this many changes is served a fill.
-const LIVE_BACKLOG_MAX: u64 = 20_000;
+const LIVE_BACKLOG_MAX: u64 = if cfg!(test) { 40 } else { 20_000 };
 /// Changes looked at for one page, taken or not.
-const LOOKED_AT_MAX: usize = 100_000;
+const LOOKED_AT_MAX: usize = if cfg!(test) { 70 } else { 100_000 };
 /// A cursor this far ahead of the source's own time is not of this source, seconds. Less may be our
 /// knowledge of that time being late.
 const AHEAD_SECONDS_MAX: u64 = 60;
@@ -75,41 +76,75 @@ pub(super) enum Stop {
     Full { done: u64, next: Option<Position> },
 }
 
+/// Reads one page; `None` when the snapshot misses index entries that have just been moved to the
+/// store, and must be taken again. Nothing has been emitted then.
 pub(super) fn read(
     conn: &Connection,
+    recent: &SharedRecent,
     request: &PageRequest<'_>,
     emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
-) -> Result<PageEnd, ReadError> {
-    let state = LogState::read(conn)?;
+) -> Result<Option<PageEnd>, ReadError> {
+    let mut state = LogState::read(conn)?;
+    if !shared_head(&mut state, recent) {
+        return Ok(None);
+    }
     let view = View::of(&request.scope);
     let plan = plan(conn, &state, request, &view)?;
-    let mut taker = Taker::new(request.limit.max(1), emit);
-    let mut rows = Rows::prepare(conn)?;
-    if let Some(fill) = &plan.fill
-        && let Some(regrant) = &fill.regrant
-        && let Stop::Full { done, .. } =
-            regrant::tell(conn, &mut rows, &plan.old_view, regrant, fill.until, &mut taker)?
-    {
-        let regrant = Regrant { told: done, ..regrant.clone() };
-        let fill = Fill { regrant: Some(regrant), ..fill.clone() };
-        let inside = Inside { log_id: state.log_id, seq: plan.after, fill: Some(fill) };
-        let position = taker.last.unwrap_or(plan.position);
-        let cursor = Cursor { position, view: plan.old_view, inside: Some(inside) };
-        return Ok(page_end(cursor, &state, true, &taker));
-    }
     let until = plan.fill.as_ref().map_or(state.head.seq, |fill| fill.until);
-    let mut merge = merge(conn, &view, plan.after, until)?;
+    let regrant = plan.fill.as_ref().and_then(|fill| fill.regrant.as_ref());
+    let telling = regrant
+        .map(|regrant| Telling::prepare(conn, recent, &plan.old_view, regrant))
+        .transpose()?;
+    let merge = merge(conn, recent, &view, plan.after, until)?;
+    if recent.read().indexed_seq > state.indexed_seq {
+        return Ok(None);
+    }
+    let mut taker = Taker::new(request.limit.max(1), emit);
+    let mut rows = Rows::prepare(conn, recent, &state)?;
+    if let Some(telling) = telling
+        && let Stop::Full { done, .. } = telling.tell(conn, &mut rows, until, &mut taker)?
+    {
+        return Ok(Some(end_of_telling(plan, &state, done, &taker)));
+    }
+    let mut merge = merge.start(conn)?;
     let stop = walk(conn, &mut merge, &mut rows, plan.after, plan.fill.as_ref(), &mut taker)?;
-    end(conn, &state, plan, view, until, &stop, &taker)
+    end(conn, &state, plan, view, until, &stop, &taker).map(Some)
+}
+
+/// Takes the head that readers have been told where the snapshot's is later. False when the snapshot
+/// is too early for the index entries in memory.
+fn shared_head(state: &mut LogState, recent: &SharedRecent) -> bool {
+    let shared = recent.read();
+    if (shared.head.seq, shared.head.position) < (state.head.seq, state.head.position) {
+        state.head = shared.head;
+    }
+    shared.indexed_seq <= state.indexed_seq
 }
 
 /// All changes of a view in `(after, until]`.
-fn merge(conn: &Connection, view: &View, after: u64, until: u64) -> Result<Merge, LogError> {
+fn merge(
+    conn: &Connection,
+    recent: &SharedRecent,
+    view: &View,
+    after: u64,
+    until: u64,
+) -> Result<Merge, LogError> {
     if view.everything {
         return Ok(Merge::everything(after, until));
     }
     let channels = channel_numbers(conn, view.pairs())?;
-    Merge::channels(conn, &channels, after, until)
+    Ok(Merge::channels(&recent.read().recent, &channels, after, until))
+}
+
+fn end_of_telling(plan: Plan, state: &LogState, done: u64, taker: &Taker<'_>) -> PageEnd {
+    let fill = plan.fill.map(|fill| {
+        let regrant = fill.regrant.map(|regrant| Regrant { told: done, ..regrant });
+        Fill { regrant, ..fill }
+    });
+    let inside = Inside { log_id: state.log_id, seq: plan.after, fill };
+    let position = taker.last.unwrap_or(plan.position);
+    let cursor = Cursor { position, view: plan.old_view, inside: Some(inside) };
+    page_end(cursor, state, true, taker)
 }
 
 /// The numbers of the (collection, channel) pairs that this log has ever seen.
@@ -146,20 +181,28 @@ fn walk(
         }
         let full = rows.with(touched.seq, |row| {
             if let Some(fill) = fill {
-                if row.is_delete(touched.inside) && touched.seq <= fill.blank_through {
-                    return Ok(None);
-                }
-                let latest = row.latest()?;
-                if latest > touched.seq && latest <= fill.until {
+                let Some(latest) = row.latest()? else {
+                    // Not known in this snapshot: the next page knows.
+                    return Ok(Some(None));
+                };
+                // What supersedes a visible change touches the same channels and is told. What
+                // supersedes a delete may be in none of them, so a delete is only left out where the
+                // reader has not got the document: it started from nothing.
+                let left_out = if row.is_delete(touched.inside) {
+                    touched.seq <= fill.blank_through
+                } else {
+                    row.version_at(latest, fill.until)? != touched.seq
+                };
+                if left_out {
                     return Ok(None);
                 }
             }
             let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
             let taken = row.give(decision, taker)?;
-            Ok((!taken).then_some(row.position))
+            Ok((!taken).then_some(Some(row.position)))
         })?;
         if let Some(Some(next)) = full {
-            return Ok(Stop::Full { done, next: Some(next) });
+            return Ok(Stop::Full { done, next });
         }
         done = touched.seq;
     }
@@ -236,10 +279,13 @@ fn plan(
                     let (position, old_view) = (cursor.position, cursor.view.clone());
                     Plan { position, after, fill: far_behind(after, head), old_view }
                 }
-                Some(inside) => go_on_inside(state, cursor, inside)?,
+                Some(inside) => {
+                    let plan = go_on_inside(state, cursor, inside)?;
+                    too_old_by_now(&plan, state)?;
+                    plan
+                }
             };
             regrant(&mut plan, view, head)?;
-            too_old_by_now(&plan, state)?;
             Ok(plan)
         }
     }
@@ -301,14 +347,15 @@ fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
     if plan.old_view.everything || view.everything {
         return Err(ReadError::Resync(ResyncReason::RulesChanged));
     }
+    let afresh = told_for.is_some();
     if let Some(regrant) = told_for {
-        // The view changed again before the last change of it was told: what that one has given the
-        // reader counts as old, too.
         plan.old_view = plan.old_view.union(&regrant.target);
     }
-    let new = Regrant { boundary: plan.after, told: 0, target: view.clone() };
+    let new = Regrant { boundary: plan.after, told: 0, target: view.clone(), afresh };
     let fill = plan.fill.get_or_insert(Fill { until: head.seq, blank_through: 0, regrant: None });
     fill.regrant = Some(new);
+    // What is told makes deletes matter, also to a reader that started from nothing.
+    fill.blank_through = 0;
     Ok(())
 }
 
@@ -318,7 +365,7 @@ fn too_old_by_now(plan: &Plan, state: &LogState) -> Result<(), ReadError> {
         Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.until,
         _ => plan.after,
     };
-    if state.compacted_seq > floor && plan.position < state.trim {
+    if state.compacted_seq > floor {
         return Err(ReadError::Resync(ResyncReason::CursorTooOld));
     }
     Ok(())
@@ -376,13 +423,18 @@ fn settled(conn: &Connection, seq: u64) -> Result<bool, LogError> {
     Ok(!unsettled)
 }
 
+/// See [`super::Reader::replay`]; `None` as in [`read`].
 pub(super) fn replay(
     conn: &Connection,
+    recent: &SharedRecent,
     through: Option<Position>,
     scope: &Scope<'_>,
     emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
-) -> Result<Position, ReadError> {
-    let state = LogState::read(conn)?;
+) -> Result<Option<Position>, ReadError> {
+    let mut state = LogState::read(conn)?;
+    if !shared_head(&mut state, recent) {
+        return Ok(None);
+    }
     let (until, reached) = match through {
         None => (state.head.seq, state.head.position),
         Some(through) if through > state.head.position => return Err(ReadError::Ahead),
@@ -391,14 +443,18 @@ pub(super) fn replay(
         }
         Some(through) => (seq_at(conn, state.head.seq, through)?, through),
     };
+    let merge = merge(conn, recent, &View::of(scope), 0, until)?;
+    if recent.read().indexed_seq > state.indexed_seq {
+        return Ok(None);
+    }
     let mut taker = Taker::new(usize::MAX, emit);
-    let mut rows = Rows::prepare(conn)?;
-    let mut merge = merge(conn, &View::of(scope), 0, until)?;
+    let mut rows = Rows::prepare(conn, recent, &state)?;
+    let mut merge = merge.start(conn)?;
     while let Some(touched) = merge.next(conn)? {
         let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
         if rows.with(touched.seq, |row| row.give(decision, &mut taker))? == Some(false) {
-            return Ok(taker.last.unwrap_or(Position::ZERO));
+            return Ok(Some(taker.last.unwrap_or(Position::ZERO)));
         }
     }
-    Ok(reached)
+    Ok(Some(reached))
 }

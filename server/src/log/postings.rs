@@ -4,7 +4,6 @@
 //! taken from the run's own `first_seq` and is 0. `left` says that the document was in the channel
 //! before the change and is not after it.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
 
 use rusqlite::Connection;
@@ -12,9 +11,7 @@ use rusqlite::Connection;
 use super::LogError;
 
 /// Most entries in one run.
-const RUN_ENTRIES_MAX: u32 = 4096;
-/// Entries gathered over all channels before they are written, commit or not.
-const GATHERED_ENTRIES_MAX: usize = 262_144;
+const RUN_ENTRIES_MAX: usize = 4096;
 /// Runs loaded at once for a channel.
 const RUNS_PER_LOAD: u32 = 8;
 
@@ -41,82 +38,35 @@ pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-#[derive(Debug, Default)]
-struct Run {
-    first_seq: u64,
-    last_seq: u64,
-    entries: u32,
-    bytes: Vec<u8>,
+/// Cuts a channel's postings (`seq << 1 | left`, ascending) into runs for the store.
+#[derive(Debug)]
+pub(super) struct Runs<'a> {
+    rest: &'a [u64],
 }
 
-/// The postings of changes that are appended and not yet written.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
-    runs: HashMap<u32, Run>,
-    entries: usize,
-}
-
-impl Gathered {
-    /// The change `seq` touches `channel`; numbers ascend. True when it is time to write.
-    pub(super) fn add(&mut self, channel: u32, seq: u64, left: bool) {
-        let run = self.runs.entry(channel).or_default();
-        if run.entries == 0 {
-            (run.first_seq, run.last_seq) = (seq, seq);
-        }
-        put_varint((seq - run.last_seq) << 1 | u64::from(left), &mut run.bytes);
-        run.last_seq = seq;
-        run.entries += 1;
-        self.entries += 1;
-    }
-
-    /// Whether to write before more is gathered.
-    pub(super) fn is_full(&self) -> bool {
-        self.entries >= GATHERED_ENTRIES_MAX
-    }
-
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        self.runs.clear();
-        self.entries = 0;
-    }
-
-    /// Writes everything and forgets it.
-    pub(super) fn write(&mut self, conn: &Connection) -> Result<(), LogError> {
-        if self.entries == 0 {
-            return Ok(());
-        }
-        let mut insert = conn.prepare_cached(
-            "INSERT INTO postings (channel, first_seq, entries) VALUES (?1, ?2, ?3)",
-        )?;
-        for (channel, run) in self.runs.drain() {
-            if run.entries <= RUN_ENTRIES_MAX {
-                insert.execute((channel, run.first_seq.cast_signed(), &run.bytes))?;
-            } else {
-                for (first, bytes) in split(&run) {
-                    insert.execute((channel, first.cast_signed(), &bytes))?;
-                }
-            }
-        }
-        self.entries = 0;
-        Ok(())
+impl<'a> Runs<'a> {
+    pub(super) fn of(postings: &'a [u64]) -> Self {
+        Self { rest: postings }
     }
 }
 
-/// Cuts a run that is too long.
-fn split(run: &Run) -> Vec<(u64, Vec<u8>)> {
-    let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
-    let (mut rest, mut seq, mut entries) = (run.bytes.as_slice(), run.first_seq, 0);
-    while let Some(value) = take_varint(&mut rest) {
-        seq += value >> 1;
-        if entries % RUN_ENTRIES_MAX == 0 {
-            parts.push((seq, Vec::new()));
-            put_varint(value & 1, &mut parts.last_mut().expect("just pushed").1);
-        } else {
-            put_varint(value, &mut parts.last_mut().expect("the first entry pushes").1);
+impl Iterator for Runs<'_> {
+    type Item = (u64, Vec<u8>);
+
+    /// The first number of the next run, and its entries.
+    fn next(&mut self) -> Option<Self::Item> {
+        let (run, rest) = self.rest.split_at(self.rest.len().min(RUN_ENTRIES_MAX));
+        self.rest = rest;
+        let first = run.first()? >> 1;
+        let mut bytes = Vec::with_capacity(run.len() * 2);
+        let mut last = first;
+        for &posting in run {
+            let seq = posting >> 1;
+            put_varint((seq - last) << 1 | (posting & 1), &mut bytes);
+            last = seq;
         }
-        entries += 1;
+        Some((first, bytes))
     }
-    parts
 }
 
 /// One entry of a channel.
@@ -239,20 +189,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gathered_is_read_back_from_any_place() {
+    fn what_is_written_in_runs_is_read_back_from_any_place() {
         let conn = store();
-        let mut gathered = Gathered::default();
         let mut all = Vec::new();
         let mut seq = 0;
         for commit in 0..40_u64 {
-            for n in 0..(commit % 5) * 700 {
+            let mut postings = Vec::new();
+            for n in 0..(commit % 7) * 1_100 {
                 seq += 1 + (n * 31 + commit) % 300;
                 let left = n % 3 == 0;
-                gathered.add(7, seq, left);
-                gathered.add(8, seq, false);
+                postings.push(seq << 1 | u64::from(left));
                 all.push(Posting { seq, left });
             }
-            gathered.write(&conn).unwrap();
+            for (first, entries) in Runs::of(&postings) {
+                for channel in [7, 8] {
+                    conn.execute(
+                        "INSERT INTO postings VALUES (?1, ?2, ?3)",
+                        (channel, first.cast_signed(), &entries),
+                    )
+                    .unwrap();
+                }
+            }
         }
         for (after, through) in
             [(0, seq), (0, 0), (1, 1), (seq / 2, seq), (seq / 3, seq / 2), (seq, seq)]

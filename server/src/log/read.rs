@@ -7,11 +7,16 @@ use rusqlite::Connection;
 use tidewire_protocol::{Position, ResyncReason};
 use tokio::sync::watch;
 
+use super::recent::SharedRecent;
 use super::record::head_position;
 use super::{Body, Cursor, Head, LogError};
 
 /// Connections kept open for the next reader.
 const IDLE_CONNECTIONS_MAX: usize = 8;
+/// A snapshot is taken again when recent index entries were moved to the store just after it; that
+/// happens once in many thousand changes.
+const SNAPSHOT_TRIES_MAX: usize = 16;
+const NO_SNAPSHOT: &str = "the index moves faster than it can be read";
 
 /// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +125,18 @@ struct Shared {
     /// Idle connections, at most [`IDLE_CONNECTIONS_MAX`].
     idle: Mutex<Vec<Connection>>,
     head: watch::Receiver<Head>,
+    recent: SharedRecent,
     /// Keeps the watch of a reader without a writer open.
     _alone: Option<watch::Sender<Head>>,
 }
 
 impl Reader {
-    pub(super) fn beside_writer(path: PathBuf, head: watch::Receiver<Head>) -> Self {
-        let shared = Shared { path, idle: Mutex::default(), head, _alone: None };
+    pub(super) fn beside_writer(
+        path: PathBuf,
+        head: watch::Receiver<Head>,
+        recent: SharedRecent,
+    ) -> Self {
+        let shared = Shared { path, idle: Mutex::default(), head, recent, _alone: None };
         Self { shared: Arc::new(shared) }
     }
 
@@ -138,9 +148,13 @@ impl Reader {
     pub fn open(dir: &Path) -> Result<Self, LogError> {
         let path = super::schema::log_path(dir);
         let conn = super::schema::open_to_read(&path)?;
+        conn.execute_batch("BEGIN").map_err(LogError::from)?;
         let state = LogState::read(&conn)?;
+        let recent = SharedRecent::load(&conn, state.head, state.indexed_seq)?;
+        conn.execute_batch("COMMIT").map_err(LogError::from)?;
         let (sender, head) = watch::channel(state.head);
-        let shared = Shared { path, idle: Mutex::new(vec![conn]), head, _alone: Some(sender) };
+        let idle = Mutex::new(vec![conn]);
+        let shared = Shared { path, idle, head, recent, _alone: Some(sender) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -160,7 +174,14 @@ impl Reader {
         request: &PageRequest<'_>,
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<PageEnd, ReadError> {
-        self.with_snapshot(|conn| super::page::read(conn, request, emit))
+        for _ in 0..SNAPSHOT_TRIES_MAX {
+            let recent = &self.shared.recent;
+            let read = |conn: &Connection| super::page::read(conn, recent, request, emit);
+            if let Some(end) = self.with_snapshot(read)? {
+                return Ok(end);
+            }
+        }
+        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
     }
 
     /// Gives every change that is still there through `through` (inclusive; `None`: to the head) to
@@ -176,7 +197,14 @@ impl Reader {
         scope: &Scope<'_>,
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<Position, ReadError> {
-        self.with_snapshot(|conn| super::page::replay(conn, through, scope, emit))
+        for _ in 0..SNAPSHOT_TRIES_MAX {
+            let recent = &self.shared.recent;
+            let read = |conn: &Connection| super::page::replay(conn, recent, through, scope, emit);
+            if let Some(reached) = self.with_snapshot(read)? {
+                return Ok(reached);
+            }
+        }
+        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
     }
 
     /// Runs `read` on one snapshot of the log.
@@ -216,6 +244,8 @@ pub(super) struct LogState {
     pub(super) high_water: u64,
     /// The tail's first high water: what was before it is unknown.
     pub(super) origin: u64,
+    /// The index entries of later changes are not in the store.
+    pub(super) indexed_seq: u64,
     /// Superseded changes and tombstones through this change may be gone.
     pub(super) compacted_seq: u64,
     /// That change's position.
@@ -227,7 +257,7 @@ impl LogState {
         let state = conn
             .prepare_cached(
                 "SELECT log_id, source, seq, cluster_time, ordinal, high_water, origin,
-                 compacted_seq, trim_time, trim_ordinal FROM log",
+                 compacted_seq, trim_time, trim_ordinal, indexed_seq FROM log",
             )?
             .query_row([], |row| {
                 let unsigned = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
@@ -242,6 +272,7 @@ impl LogState {
                     origin: unsigned(6)?,
                     compacted_seq: unsigned(7)?,
                     trim: Position::new(unsigned(8)?, row.get(9)?),
+                    indexed_seq: unsigned(10)?,
                 })
             })?;
         Ok(state)

@@ -1,6 +1,6 @@
 //! Rows of the log as a reader meets them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawDocument, RawDocumentBuf};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
@@ -8,10 +8,14 @@ use tidewire_protocol::Position;
 
 use super::cursor::name_hash;
 use super::page::Taker;
-use super::read::Entry;
+use super::read::{Entry, LogState};
+use super::recent::SharedRecent;
 use super::record::{KIND_DELETE, channel_ids, checksum};
 use super::write::{damaged, document_in_row};
-use super::{Body, LogError, sort_key};
+use super::{Body, CollectionId, LogError, sort_key};
+
+/// Walks back from a latest change that are remembered while a page is read.
+const VERSIONS_MAX: usize = 10_000;
 
 /// A collection of this log.
 #[derive(Debug)]
@@ -35,6 +39,12 @@ pub(super) fn collections(conn: &Connection) -> Result<Vec<KnownCollection>, Log
 pub(super) struct Rows<'c> {
     select: CachedStatement<'c>,
     latest: CachedStatement<'c>,
+    previous: CachedStatement<'c>,
+    /// What walks back from a latest change to a boundary have found.
+    versions: HashMap<(u64, u64), u64>,
+    recent: &'c SharedRecent,
+    /// Of the snapshot.
+    indexed_seq: u64,
     collections: Vec<KnownCollection>,
 }
 
@@ -48,6 +58,10 @@ pub(super) struct Row<'r, 'c> {
     channels: &'r [u8],
     document: &'r RawDocument,
     latest: &'r mut CachedStatement<'c>,
+    previous: &'r mut CachedStatement<'c>,
+    versions: &'r mut HashMap<(u64, u64), u64>,
+    recent: &'c SharedRecent,
+    indexed_seq: u64,
 }
 
 /// What an entry says of a row.
@@ -60,7 +74,11 @@ pub(super) enum Decision {
 }
 
 impl<'c> Rows<'c> {
-    pub(super) fn prepare(conn: &'c Connection) -> Result<Self, LogError> {
+    pub(super) fn prepare(
+        conn: &'c Connection,
+        recent: &'c SharedRecent,
+        state: &LogState,
+    ) -> Result<Self, LogError> {
         Ok(Self {
             select: conn.prepare_cached(
                 "SELECT cluster_time, ordinal, wall_time, collection, kind, checksum, channels,
@@ -68,6 +86,10 @@ impl<'c> Rows<'c> {
             )?,
             latest: conn
                 .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?,
+            previous: conn.prepare_cached("SELECT previous FROM changes WHERE seq = ?1")?,
+            versions: HashMap::new(),
+            recent,
+            indexed_seq: state.indexed_seq,
             collections: collections(conn)?,
         })
     }
@@ -103,6 +125,10 @@ impl<'c> Rows<'c> {
             channels: blob(6)?,
             document: document_in_row(document, seq)?,
             latest: &mut self.latest,
+            previous: &mut self.previous,
+            versions: &mut self.versions,
+            recent: self.recent,
+            indexed_seq: self.indexed_seq,
         };
         look(&mut row).map(Some)
     }
@@ -114,20 +140,53 @@ impl Row<'_, '_> {
         !inside || self.kind == KIND_DELETE
     }
 
-    /// The number of the document's latest change.
-    pub(super) fn latest(&mut self) -> Result<u64, LogError> {
+    /// The number of the document's latest change, the row's own at least. `None` when index entries
+    /// have been moved to the store after this snapshot, so that it can't be known here.
+    pub(super) fn latest(&mut self) -> Result<Option<u64>, LogError> {
         let id = self
             .document
             .get("_id")
             .ok()
             .flatten()
             .ok_or_else(|| LogError::Damaged(format!("change {} has no _id", self.seq)))?;
-        let latest = self
-            .latest
-            .query_row((self.collection.id, sort_key(id)), |row| row.get::<_, i64>(0))
-            .optional()?;
-        // No entry: a tombstone that is compacted; then this row is the last that is known.
-        Ok(latest.map_or(self.seq, i64::cast_unsigned))
+        let key = sort_key(id);
+        {
+            let shared = self.recent.read();
+            if let Some(seq) = shared.recent.latest(CollectionId(self.collection.id), &key) {
+                return Ok(Some(seq.max(self.seq)));
+            }
+            if shared.indexed_seq > self.indexed_seq {
+                return Ok(None);
+            }
+        }
+        let stored: Option<i64> =
+            self.latest.query_row((self.collection.id, key), |row| row.get(0)).optional()?;
+        // A tombstone that is compacted has no entry: then this row is the last that is known.
+        Ok(Some(stored.map_or(self.seq, |seq| seq.cast_unsigned().max(self.seq))))
+    }
+
+    /// The document's version as of the change `boundary`, from its `latest` one backwards; 0 when
+    /// there was none.
+    pub(super) fn version_at(&mut self, latest: u64, boundary: u64) -> Result<u64, LogError> {
+        if latest <= boundary {
+            return Ok(latest);
+        }
+        if let Some(&version) = self.versions.get(&(latest, boundary)) {
+            return Ok(version);
+        }
+        let mut version = latest;
+        while version > boundary {
+            version = self
+                .previous
+                .query_row([version.cast_signed()], |row| row.get::<_, i64>(0))
+                .optional()?
+                .map_or(0, i64::cast_unsigned);
+        }
+        if self.versions.len() >= VERSIONS_MAX {
+            self.versions.clear();
+        }
+        self.versions.insert((latest, boundary), version);
+        Ok(version)
     }
 
     /// Whether the document, after this change, is in one of `channels`.

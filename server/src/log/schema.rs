@@ -27,8 +27,8 @@ const FORMAT_VERSION: i32 = 1;
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.
 const READER_CACHE_KIB: i32 = 2 * 1024;
-/// Checkpoint when the write-ahead log has this many pages (32 MiB).
-const CHECKPOINT_PAGES: i32 = 4096;
+/// Checkpoint when the write-ahead log has this many pages (16 MiB).
+const CHECKPOINT_PAGES: i32 = 2048;
 /// Statements kept prepared on a connection.
 const STATEMENTS_MAX: usize = 48;
 /// Waits this long for another connection's lock, ms; only checkpoints and backups take one.
@@ -45,6 +45,7 @@ CREATE TABLE log (
     high_water INTEGER NOT NULL DEFAULT 0,
     resume_token BLOB,
     origin INTEGER NOT NULL DEFAULT 0,
+    indexed_seq INTEGER NOT NULL DEFAULT 0,
     compacted_seq INTEGER NOT NULL DEFAULT 0,
     trim_time INTEGER NOT NULL DEFAULT 0,
     trim_ordinal INTEGER NOT NULL DEFAULT 0

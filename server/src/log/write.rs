@@ -4,7 +4,7 @@
 //! change of each document, the tail's resume token and the progress of copies. The head is told to
 //! readers after the commit and never before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,9 @@ use tidewire_protocol::Position;
 use tokio::sync::watch;
 
 use super::cursor::name_hash;
-use super::postings::{Gathered, put_varint};
+use super::postings::put_varint;
+use super::read::LogState;
+use super::recent::{Recent, SharedRecent};
 use super::record::{KIND_DELETE, KIND_UPSERT, channel_ids, checksum, head_position};
 use super::{
     Body, CollectionId, CopyState, Head, Latest, LogError, NewChange, Reader, TailState, schema,
@@ -61,8 +63,15 @@ pub struct Writer {
     next_tail: Option<TailState>,
     collections: HashMap<String, CollectionId>,
     copies: HashMap<CollectionId, CopyState>,
-    channels: HashMap<(CollectionId, String), u32>,
-    gathered: Gathered,
+    /// The greatest key of each collection, tombstones included: a key above it is new.
+    greatest: HashMap<CollectionId, Vec<u8>>,
+    channels: HashMap<CollectionId, HashMap<String, u32>>,
+    channels_len: usize,
+    shared: SharedRecent,
+    /// The index entries of what is not committed.
+    fresh: Recent,
+    /// Part of those is in the store already: the rest must follow with the next commit.
+    index_on_commit: bool,
     in_transaction: bool,
     /// The last change, committed or not.
     last_seq: u64,
@@ -121,38 +130,41 @@ impl Writer {
             next_tail: None,
             collections: HashMap::new(),
             copies: HashMap::new(),
+            greatest: HashMap::new(),
             channels: HashMap::new(),
-            gathered: Gathered::default(),
+            channels_len: 0,
+            shared: SharedRecent::default(),
+            fresh: Recent::default(),
+            index_on_commit: false,
             in_transaction: false,
             last_seq: 0,
             last_position: Position::ZERO,
             looked_up: None,
         };
         writer.load()?;
-        let reader = Reader::beside_writer(schema::log_path(dir), head_receiver);
+        let path = schema::log_path(dir);
+        let reader = Reader::beside_writer(path, head_receiver, writer.shared.clone());
         Ok((writer, reader))
     }
 
     /// Takes over what is committed, forgetting what is not.
     fn load(&mut self) -> Result<(), LogError> {
-        let (seq, last, high_water, token) = self.conn.query_row(
-            "SELECT seq, cluster_time, ordinal, high_water, resume_token FROM log",
-            [],
-            |row| {
-                let cluster_time = row.get::<_, i64>(1)?.cast_unsigned();
-                Ok((
-                    row.get::<_, i64>(0)?.cast_unsigned(),
-                    Position::new(cluster_time, row.get(2)?),
-                    row.get::<_, i64>(3)?.cast_unsigned(),
-                    row.get::<_, Option<Vec<u8>>>(4)?,
-                ))
-            },
-        )?;
+        let state = LogState::read(&self.conn)?;
+        let token: Option<Vec<u8>> =
+            self.conn.query_row("SELECT resume_token FROM log", [], |row| row.get(0))?;
         let resume_token = token.map(document_from_store).transpose()?;
-        self.tail = TailState { resume_token, high_water };
+        self.tail = TailState { resume_token, high_water: state.high_water };
         self.next_tail = None;
-        self.head = Head { position: head_position(last, high_water), seq };
-        (self.last_seq, self.last_position) = (seq, last);
+        self.head = state.head;
+        (self.last_seq, self.last_position) = (state.head.seq, state.last);
+        self.fresh.clear();
+        self.index_on_commit = false;
+        {
+            let recent = Recent::rebuild(&self.conn, state.indexed_seq)?;
+            let mut shared = self.shared.write();
+            (shared.head, shared.indexed_seq, shared.recent) =
+                (state.head, state.indexed_seq, recent);
+        }
         self.head_sender.send_replace(self.head);
         self.load_collections()
     }
@@ -160,7 +172,9 @@ impl Writer {
     fn load_collections(&mut self) -> Result<(), LogError> {
         self.collections.clear();
         self.copies.clear();
+        self.greatest.clear();
         self.channels.clear();
+        self.channels_len = 0;
         self.looked_up = None;
         let mut select = self.conn.prepare(
             "SELECT id, name, copying, done_through, done_through_id, documents, rules
@@ -180,6 +194,18 @@ impl Writer {
                     rules: row.get::<_, i64>(6)?.cast_unsigned(),
                 };
                 self.copies.insert(id, state);
+            }
+        }
+        let mut greatest = self
+            .conn
+            .prepare("SELECT key FROM latest WHERE collection = ?1 ORDER BY key DESC LIMIT 1")?;
+        let shared = self.shared.read();
+        for &id in self.collections.values() {
+            let stored: Option<Vec<u8>> =
+                greatest.query_row([id.0], |row| row.get(0)).optional()?;
+            let recent = shared.recent.greatest_key(id).map(<[u8]>::to_vec);
+            if let Some(key) = stored.max(recent) {
+                self.greatest.insert(id, key);
             }
         }
         Ok(())
@@ -268,6 +294,17 @@ impl Writer {
     }
 
     fn latest_seq(&self, collection: CollectionId, key: &[u8]) -> Result<Option<u64>, LogError> {
+        if self.greatest.get(&collection).is_none_or(|greatest| key > greatest.as_slice()) {
+            return Ok(None);
+        }
+        let mut recent = self.fresh.latest(collection, key);
+        // Once part of a transaction's index is in the store, so is all that is older.
+        if recent.is_none() && !self.index_on_commit {
+            recent = self.shared.read().recent.latest(collection, key);
+        }
+        if recent.is_some() {
+            return Ok(recent);
+        }
         let seq = self
             .conn
             .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?
@@ -296,12 +333,15 @@ impl Writer {
         self.check(change)?;
         self.begin()?;
         let seq = self.last_seq + 1;
-        let previous = self.supersede(change, seq)?;
+        let previous = self.previous(change)?;
+        let mut numbers = Vec::with_capacity(change.channels.len());
         let mut channels = Vec::with_capacity(change.channels.len() * 2);
         for name in change.channels {
-            put_varint(u64::from(self.channel(change.collection, name)?), &mut channels);
+            let number = self.channel(change.collection, name)?;
+            numbers.push(number);
+            put_varint(u64::from(number), &mut channels);
         }
-        self.post(seq, previous.as_ref(), &channels)?;
+        self.index(change, seq, previous.as_ref(), &numbers)?;
         let (kind, document) = match change.body {
             Body::Upsert(document) => (KIND_UPSERT, document),
             Body::Delete(document) => (KIND_DELETE, document),
@@ -347,80 +387,66 @@ impl Writer {
         Ok(())
     }
 
-    /// Points the key at `seq`; what it pointed at before.
-    fn supersede(
-        &mut self,
-        change: &NewChange<'_>,
-        seq: u64,
-    ) -> Result<Option<Previous>, LogError> {
-        let known = self
-            .looked_up
-            .take_if(|known| known.collection == change.collection && known.key == change.key);
-        self.looked_up = None;
-        if known.as_ref().is_none_or(|known| known.previous.is_none()) {
-            let inserted = self
-                .conn
-                .prepare_cached(
-                    "INSERT INTO latest (collection, key, seq) VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO NOTHING",
-                )?
-                .execute((change.collection.0, change.key, seq.cast_signed()))?;
-            if inserted == 1 {
-                return Ok(None);
-            }
+    /// The change that `change` supersedes.
+    fn previous(&mut self, change: &NewChange<'_>) -> Result<Option<Previous>, LogError> {
+        if let Some(known) = self.looked_up.take()
+            && known.collection == change.collection
+            && known.key == change.key
+        {
+            return Ok(known.previous);
         }
-        let previous = match known.and_then(|known| known.previous) {
-            Some(previous) => previous,
-            None => self.previous(change)?,
+        let Some(seq) = self.latest_seq(change.collection, change.key)? else {
+            return Ok(None);
         };
-        self.conn
-            .prepare_cached("UPDATE latest SET seq = ?3 WHERE collection = ?1 AND key = ?2")?
-            .execute((change.collection.0, change.key, seq.cast_signed()))?;
-        Ok(Some(previous))
-    }
-
-    fn previous(&self, change: &NewChange<'_>) -> Result<Previous, LogError> {
-        let seq = self
-            .latest_seq(change.collection, change.key)?
-            .ok_or_else(|| LogError::Damaged("a key is there and not there".to_owned()))?;
         let channels = self
             .conn
             .prepare_cached("SELECT channels FROM changes WHERE seq = ?1")?
             .query_row([seq.cast_signed()], |row| row.get(0))
             .optional()?
             .ok_or_else(|| missing(seq))?;
-        Ok(Previous { seq, channels })
+        Ok(Some(Previous { seq, channels }))
     }
 
-    /// Tells the channels that the change touches: those the document is in, and those it left.
-    fn post(
+    /// Keeps the index entries of a change for the next commit.
+    fn index(
         &mut self,
+        change: &NewChange<'_>,
         seq: u64,
         previous: Option<&Previous>,
-        channels: &[u8],
+        channels: &[u32],
     ) -> Result<(), LogError> {
-        let now = channel_ids(channels)?;
-        for &channel in &now {
-            self.gathered.add(channel, seq, false);
+        let before = match previous {
+            Some(previous) => channel_ids(&previous.channels)?,
+            None => Vec::new(),
+        };
+        self.fresh.post(seq, &before, channels);
+        self.fresh.set_latest(change.collection, change.key, seq);
+        let greatest = self.greatest.entry(change.collection).or_default();
+        if change.key > greatest.as_slice() {
+            greatest.clear();
+            greatest.extend_from_slice(change.key);
         }
-        if let Some(previous) = previous.filter(|previous| previous.channels != channels) {
-            for channel in channel_ids(&previous.channels)? {
-                if !now.contains(&channel) {
-                    self.gathered.add(channel, seq, true);
-                }
-            }
-        }
-        if self.gathered.is_full() {
-            self.gathered.write(&self.conn)?;
+        if self.fresh.is_full() {
+            // A transaction of any size stays within bounds: older entries first, so that they never
+            // overwrite newer ones.
+            self.write_index()?;
+            self.fresh.clear();
         }
         Ok(())
     }
 
+    /// Writes the index entries of everything so far, in the transaction that is open.
+    pub(super) fn write_index(&mut self) -> Result<(), LogError> {
+        if !self.index_on_commit {
+            self.shared.read().recent.write(&self.conn)?;
+            self.index_on_commit = true;
+        }
+        self.fresh.write(&self.conn)
+    }
+
     /// The number of a channel, given on first sight.
     fn channel(&mut self, collection: CollectionId, name: &str) -> Result<u32, LogError> {
-        // A borrowed look-up of a pair needs an owned name; names are short.
-        let wanted = (collection, name.to_owned());
-        if let Some(&id) = self.channels.get(&wanted) {
+        if let Some(&id) = self.channels.get(&collection).and_then(|known| known.get(name)) {
             return Ok(id);
         }
         let hash = name_hash(name).cast_signed();
@@ -446,10 +472,12 @@ impl Writer {
                     .map_err(|_| LogError::Refused("there are 2^32 channels".to_owned()))?
             }
         };
-        if self.channels.len() >= CHANNELS_CACHED_MAX {
+        if self.channels_len >= CHANNELS_CACHED_MAX {
             self.channels.clear();
+            self.channels_len = 0;
         }
-        self.channels.insert(wanted, id);
+        self.channels.entry(collection).or_default().insert(name.to_owned(), id);
+        self.channels_len += 1;
         Ok(id)
     }
 
@@ -468,31 +496,49 @@ impl Writer {
     ) -> Result<Vec<KeyEntry>, LogError> {
         // No key is empty, so every key is after the empty one.
         let after = after.unwrap_or(&[]);
-        let sql = match through {
-            Some(_) => {
-                "SELECT l.key, c.cluster_time, c.ordinal, c.kind FROM latest l
-                 LEFT JOIN changes c ON c.seq = l.seq
-                 WHERE l.collection = ?1 AND l.key > ?2 AND l.key <= ?3
-                 ORDER BY l.key LIMIT ?4"
+        let within = |key: &[u8]| through.is_none_or(|through| key <= through);
+        let mut keys: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        {
+            let mut select = self.conn.prepare_cached(
+                "SELECT key, seq FROM latest WHERE collection = ?1 AND key > ?2 ORDER BY key",
+            )?;
+            let mut rows = select.query((collection.0, after))?;
+            while keys.len() < limit
+                && let Some(row) = rows.next()?
+            {
+                let key: Vec<u8> = row.get(0)?;
+                if !within(&key) {
+                    break;
+                }
+                keys.insert(key, row.get::<_, i64>(1)?.cast_unsigned());
             }
-            None => {
-                "SELECT l.key, c.cluster_time, c.ordinal, c.kind FROM latest l
-                 LEFT JOIN changes c ON c.seq = l.seq
-                 WHERE l.collection = ?1 AND l.key > ?2 AND ?3 IS NULL
-                 ORDER BY l.key LIMIT ?4"
+        }
+        let shared = self.shared.read();
+        let older = (!self.index_on_commit).then_some(&shared.recent);
+        for recent in older.into_iter().chain([&self.fresh]) {
+            let newer = recent.keys_after(collection, after);
+            for (key, seq) in newer.take_while(|(key, _)| within(key)).take(limit) {
+                keys.insert(key.to_vec(), seq);
             }
-        };
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut select = self.conn.prepare_cached(sql)?;
-        let rows = select.query_map((collection.0, after, through, limit), |row| {
-            let cluster_time = row.get::<_, i64>(1)?.cast_unsigned();
-            Ok(KeyEntry {
-                key: row.get(0)?,
-                position: Position::new(cluster_time, row.get(2)?),
-                live: row.get::<_, i64>(3)? == KIND_UPSERT,
+        }
+        drop(shared);
+        let mut select = self
+            .conn
+            .prepare_cached("SELECT cluster_time, ordinal, kind FROM changes WHERE seq = ?1")?;
+        keys.into_iter()
+            .take(limit)
+            .map(|(key, seq)| {
+                let entry = select
+                    .query_row([seq.cast_signed()], |row| {
+                        let cluster_time = row.get::<_, i64>(0)?.cast_unsigned();
+                        let position = Position::new(cluster_time, row.get(1)?);
+                        Ok((position, row.get::<_, i64>(2)? == KIND_UPSERT))
+                    })
+                    .optional()?;
+                let (position, live) = entry.ok_or_else(|| missing(seq))?;
+                Ok(KeyEntry { key, position, live })
             })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+            .collect()
     }
 
     /// How far the copy of a collection has come, as last set, committed or not.
@@ -563,12 +609,17 @@ impl Writer {
         if !self.in_transaction {
             return Ok(self.head);
         }
-        self.gathered.write(&self.conn)?;
+        if self.index_on_commit || self.shared.read().recent.is_full() {
+            self.write_index()?;
+        }
+        let indexed_seq =
+            if self.index_on_commit { self.last_seq } else { self.shared.read().indexed_seq };
         let tail = self.next_tail.as_ref().unwrap_or(&self.tail);
         self.conn
             .prepare_cached(
                 "UPDATE log SET seq = ?1, cluster_time = ?2, ordinal = ?3, high_water = ?4,
-                 resume_token = ?5, origin = CASE origin WHEN 0 THEN ?4 ELSE origin END",
+                 resume_token = ?5, indexed_seq = ?6,
+                 origin = CASE origin WHEN 0 THEN ?4 ELSE origin END",
             )?
             .execute((
                 self.last_seq.cast_signed(),
@@ -576,6 +627,7 @@ impl Writer {
                 self.last_position.ordinal,
                 tail.high_water.cast_signed(),
                 tail.resume_token.as_ref().map(|token| token.as_bytes()),
+                indexed_seq.cast_signed(),
             ))?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         self.in_transaction = false;
@@ -584,8 +636,22 @@ impl Writer {
         }
         let position = head_position(self.last_position, self.tail.high_water);
         self.head = Head { position, seq: self.last_seq };
+        self.share(indexed_seq);
         self.head_sender.send_replace(self.head);
         Ok(self.head)
+    }
+
+    /// Hands what was committed to the readers.
+    fn share(&mut self, indexed_seq: u64) {
+        let mut shared = self.shared.write();
+        shared.head = self.head;
+        if std::mem::take(&mut self.index_on_commit) {
+            shared.indexed_seq = indexed_seq;
+            shared.recent.clear();
+            self.fresh.clear();
+        } else {
+            shared.recent.absorb(&mut self.fresh);
+        }
     }
 
     /// Forgets everything since the last commit.
@@ -593,7 +659,6 @@ impl Writer {
     /// # Errors
     /// [`LogError::Store`].
     pub fn abort(&mut self) -> Result<(), LogError> {
-        self.gathered.clear();
         if self.in_transaction {
             self.in_transaction = false;
             // A failed statement (a full disk) may have rolled back already.

@@ -1,0 +1,198 @@
+//! The index entries of recent changes, kept in memory and written in bulk.
+//!
+//! Writing every change's index entries at once costs more than the change itself. A change's row
+//! says all that its index entries say, so the entries of the last changes live in memory and go to
+//! the store sorted, some ten thousand at a time, in the transaction that moves `log.indexed_seq`.
+//! After a crash they are rebuilt from the rows after `indexed_seq`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rusqlite::Connection;
+
+use super::key::sort_key;
+use super::postings::Runs;
+use super::record::channel_ids;
+use super::write::document_in_row;
+use super::{CollectionId, Head, LogError};
+
+/// Keys kept in memory before they are written.
+const KEYS_MAX: usize = if cfg!(test) { 50 } else { 16_384 };
+/// Postings kept in memory before they are written.
+const POSTINGS_MAX: usize = 131_072;
+
+/// Index entries that are not in the store.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    /// By channel: `seq << 1 | left`, ascending.
+    postings: HashMap<u32, Vec<u64>>,
+    postings_len: usize,
+    /// By collection and key: the latest change.
+    latest: HashMap<CollectionId, BTreeMap<Vec<u8>, u64>>,
+    latest_len: usize,
+}
+
+impl Recent {
+    /// The change `seq` touches `channel`; numbers ascend.
+    pub(super) fn add_posting(&mut self, channel: u32, seq: u64, left: bool) {
+        self.postings.entry(channel).or_default().push(seq << 1 | u64::from(left));
+        self.postings_len += 1;
+    }
+
+    /// The latest change of a document is `seq`.
+    pub(super) fn set_latest(&mut self, collection: CollectionId, key: &[u8], seq: u64) {
+        let keys = self.latest.entry(collection).or_default();
+        if keys.insert(key.to_vec(), seq).is_none() {
+            self.latest_len += 1;
+        }
+    }
+
+    pub(super) fn latest(&self, collection: CollectionId, key: &[u8]) -> Option<u64> {
+        self.latest.get(&collection)?.get(key).copied()
+    }
+
+    pub(super) fn greatest_key(&self, collection: CollectionId) -> Option<&[u8]> {
+        self.latest.get(&collection)?.last_key_value().map(|(key, _)| key.as_slice())
+    }
+
+    /// Keys of a collection after `after` (exclusive), ascending, with their latest change.
+    pub(super) fn keys_after<'a>(
+        &'a self,
+        collection: CollectionId,
+        after: &[u8],
+    ) -> impl Iterator<Item = (&'a [u8], u64)> + use<'a> {
+        let range = (std::ops::Bound::Excluded(after.to_vec()), std::ops::Bound::Unbounded);
+        self.latest
+            .get(&collection)
+            .into_iter()
+            .flat_map(move |keys| keys.range(range.clone()))
+            .map(|(key, &seq)| (key.as_slice(), seq))
+    }
+
+    /// The postings of a channel in `(after, through]`.
+    pub(super) fn postings(&self, channel: u32, after: u64, through: u64) -> Vec<u64> {
+        let Some(all) = self.postings.get(&channel) else {
+            return Vec::new();
+        };
+        let from = all.partition_point(|posting| posting >> 1 <= after);
+        let to = all.partition_point(|posting| posting >> 1 <= through);
+        all.get(from..to).unwrap_or_default().to_vec()
+    }
+
+    /// Whether it is time to write.
+    pub(super) fn is_full(&self) -> bool {
+        self.latest_len >= KEYS_MAX || self.postings_len >= POSTINGS_MAX
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes over what is newer.
+    pub(super) fn absorb(&mut self, newer: &mut Self) {
+        for (channel, postings) in newer.postings.drain() {
+            self.postings.entry(channel).or_default().extend(postings);
+        }
+        self.postings_len += std::mem::take(&mut newer.postings_len);
+        for (collection, keys) in newer.latest.drain() {
+            let all = self.latest.entry(collection).or_default();
+            for (key, seq) in keys {
+                self.latest_len += usize::from(all.insert(key, seq).is_none());
+            }
+        }
+        newer.latest_len = 0;
+    }
+
+    /// Writes everything to the store, sorted; it stays in memory.
+    pub(super) fn write(&self, conn: &Connection) -> Result<(), LogError> {
+        let mut upsert = conn.prepare_cached(
+            "INSERT INTO latest (collection, key, seq) VALUES (?1, ?2, ?3)
+             ON CONFLICT (collection, key) DO UPDATE SET seq = excluded.seq",
+        )?;
+        for (collection, keys) in &self.latest {
+            for (key, seq) in keys {
+                upsert.execute((collection.0, key, seq.cast_signed()))?;
+            }
+        }
+        let mut channels: Vec<_> = self.postings.iter().collect();
+        channels.sort_unstable_by_key(|(channel, _)| **channel);
+        let mut insert = conn.prepare_cached(
+            "INSERT INTO postings (channel, first_seq, entries) VALUES (?1, ?2, ?3)",
+        )?;
+        for (&channel, postings) in channels {
+            for (first, entries) in Runs::of(postings) {
+                insert.execute((channel, first.cast_signed(), entries))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rebuilds the entries of the changes after `indexed_seq`.
+    pub(super) fn rebuild(conn: &Connection, indexed_seq: u64) -> Result<Self, LogError> {
+        let mut recent = Self::default();
+        let mut select = conn.prepare(
+            "SELECT c.seq, c.collection, c.channels, p.channels, c.document
+             FROM changes c LEFT JOIN changes p ON p.seq = c.previous
+             WHERE c.seq > ?1 ORDER BY c.seq",
+        )?;
+        let mut rows = select.query([indexed_seq.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            let seq = row.get::<_, i64>(0)?.cast_unsigned();
+            let now = channel_ids(&row.get::<_, Vec<u8>>(2)?)?;
+            let before = channel_ids(&row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default())?;
+            recent.post(seq, &before, &now);
+            let document = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+            let id = document_in_row(document, seq)?
+                .get("_id")
+                .ok()
+                .flatten()
+                .ok_or_else(|| LogError::Damaged(format!("change {seq} has no _id")))?;
+            recent.set_latest(CollectionId(row.get(1)?), &sort_key(id), seq);
+        }
+        Ok(recent)
+    }
+
+    /// The postings of a change: the channels that its document is in, and those it left.
+    pub(super) fn post(&mut self, seq: u64, before: &[u32], now: &[u32]) {
+        for &channel in now {
+            self.add_posting(channel, seq, false);
+        }
+        for &channel in before {
+            if !now.contains(&channel) {
+                self.add_posting(channel, seq, true);
+            }
+        }
+    }
+}
+
+/// What writer and readers share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// The end of what is committed.
+    pub(super) head: Head,
+    /// The index entries of changes through this one are in the store.
+    pub(super) indexed_seq: u64,
+    /// Those of later ones, committed, are here.
+    pub(super) recent: Recent,
+}
+
+/// A handle on what writer and readers share. The lock is held for look-ups, never across a read of
+/// the store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SharedRecent(Arc<RwLock<Shared>>);
+
+impl SharedRecent {
+    /// The entries of a log that no writer has open: `head` is as far as it goes.
+    pub(super) fn load(conn: &Connection, head: Head, indexed_seq: u64) -> Result<Self, LogError> {
+        let recent = Recent::rebuild(conn, indexed_seq)?;
+        Ok(Self(Arc::new(RwLock::new(Shared { head, indexed_seq, recent }))))
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Shared> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Shared> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
