@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use mongodb::error::{Error as MongoError, ErrorKind};
 use tidewire::ClientError;
+use tidewire_server::run::RunError;
 
 pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
@@ -97,6 +98,9 @@ fn code(error: &anyhow::Error) -> u8 {
                 Failure::Refused(_) => REFUSED,
                 Failure::Unreachable(_) => UNREACHABLE,
             };
+        }
+        if let Some(server) = cause.downcast_ref::<RunError>() {
+            return server.exit_code();
         }
         if let Some(client) = cause.downcast_ref::<ClientError>() {
             return client.exit_code();

@@ -6,9 +6,26 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use tidewire::SyncClient;
+use tidewire_server::config::Config;
+use tidewire_server::run::{RunError, run};
 
 use super::Outcome;
 use crate::signals::Stop;
+
+#[derive(Debug, Args)]
+pub(super) struct InternalServer {
+    #[arg(long)]
+    config: PathBuf,
+}
+
+impl InternalServer {
+    /// As `tidewire-server`.
+    pub(super) async fn run(self) -> Result<Outcome> {
+        let config = Config::from_file(&self.config).map_err(RunError::from)?;
+        run(config).await?;
+        Ok(Outcome::Done)
+    }
+}
 
 #[derive(Debug, Args)]
 pub(super) struct InternalClient {

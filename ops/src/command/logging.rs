@@ -15,9 +15,9 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// Warnings and errors, or what `RUST_LOG` says.
-pub(super) fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+/// What `RUST_LOG` says, or `level` and above.
+pub(super) fn start(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

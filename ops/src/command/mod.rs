@@ -37,6 +37,8 @@ enum Command {
     /// Everything that must pass before a change lands, its set-up included
     Check(check::Check),
     #[command(hide = true)]
+    InternalServer(internal::InternalServer),
+    #[command(hide = true)]
     InternalClient(internal::InternalClient),
     /// Build a replica from the change log alone, no MongoDB needed
     Replay(replay::Replay),
@@ -67,7 +69,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
         }
     };
-    logging::start(cli.log_format);
+    // A server's log is read later, by whoever asks what happened; a command's is on the terminal.
+    let is_server = matches!(cli.command, Command::InternalServer(_));
+    logging::start(cli.log_format, if is_server { "info" } else { "warn" });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start the runtime")),
@@ -86,6 +90,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Up(command) => command.run().await,
         Command::Check(command) => command.run().await,
         Command::Replay(command) => command.run().await,
+        Command::InternalServer(command) => command.run().await,
         Command::InternalClient(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
