@@ -50,7 +50,7 @@ impl Server {
         std::fs::write(&config, configuration(setup, data_dir, &ports))?;
         let program = std::env::current_exe().context("find this program")?;
         let mut process = Launch::new(program, setup.dir.join("server.log"))
-            .args(["server", "--config"])
+            .args(["internal-server", "--config"])
             .arg(&config)
             .env("RUST_LOG", "warn")
             .start()?;
