@@ -53,7 +53,7 @@ fn needs_mark(text: &str) -> bool {
 /// Appends the only value of `document`.
 fn write_element(document: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
-    let element = Elements::of(document).ok().and_then(|mut all| all.next().ok().flatten());
+    let element = Elements::of(document).ok().and_then(|mut all| all.step().ok().flatten());
     let written = element.is_some_and(|element| match Number::read(element.kind, element.value) {
         // Not inside a document, a number needs no braces to be told from a String.
         Ok(Some(number)) => {

@@ -60,7 +60,7 @@ impl<'a> Elements<'a> {
     /// # Errors
     /// Where the bytes are no element; what comes after can't be read then.
     #[inline]
-    pub fn next(&mut self) -> Result<Option<Element<'a>>, Damage<'a>> {
+    pub fn step(&mut self) -> Result<Option<Element<'a>>, Damage<'a>> {
         let Some((&kind, rest)) = self.rest.split_first() else { return Ok(None) };
         let Some(end) = rest.iter().position(|&b| b == 0) else {
             return Err(Damage { name: &[], reason: "a field name without an end" });
@@ -235,7 +235,7 @@ mod tests {
             cut[..4].copy_from_slice(&u32::try_from(end).unwrap().to_le_bytes());
             cut[end - 1] = 0;
             let mut elements = Elements::of(&cut).unwrap();
-            while let Ok(Some(element)) = elements.next() {
+            while let Ok(Some(element)) = elements.step() {
                 let value = element.value;
                 let _ = (text(value), binary_payload(value), regex(value));
                 let _ = (db_pointer(value), code_with_scope(value));

@@ -43,7 +43,7 @@ pub(crate) fn write_string(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Reason
 /// several bytes at once; nearly every name and most strings are plain.
 #[inline]
 fn is_plain(bytes: &[u8]) -> bool {
-    let odd = |b: u8| (b < 0x20) | (b >= 0x80) | (b == b'"') | (b == b'\\');
+    let odd = |b: u8| !(0x20..0x80).contains(&b) | (b == b'"') | (b == b'\\');
     !bytes.iter().fold(false, |found, &b| found | odd(b))
 }
 
@@ -75,9 +75,8 @@ fn write_escaped(text: &[u8], out: &mut Vec<u8>) {
 /// Appends two lower-case hex digits a byte.
 #[inline]
 pub(crate) fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    for byte in bytes {
-        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-    }
+    let pair = |byte: &u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+    out.extend(bytes.iter().flat_map(pair));
 }
 
 /// Appends the text of a UUID.

@@ -92,7 +92,7 @@ fn write_array<S: Style>(
     out.push(b'[');
     let mut index = 0_u32;
     while let Some(element) =
-        elements.next().map_err(|damage| Fault::new(damage.reason).inside(damage.name))?
+        elements.step().map_err(|damage| Fault::new(damage.reason).inside(damage.name))?
     {
         if index > 0 {
             out.push(b',');
@@ -146,7 +146,7 @@ fn last_of_each(bytes: &[u8]) -> HashMap<&[u8], usize> {
     let mut last = HashMap::new();
     let Ok(mut elements) = Elements::of(bytes) else { return last };
     let mut index = 0;
-    while let Ok(Some(element)) = elements.next() {
+    while let Ok(Some(element)) = elements.step() {
         last.insert(element.name, index);
         index += 1;
     }
@@ -166,7 +166,7 @@ fn write_fields<S: Style>(
     let mut comma: &[u8] = b"{";
     let mut index = 0;
     while let Some(element) =
-        elements.next().map_err(|damage| Fault::new(damage.reason).inside(damage.name))?
+        elements.step().map_err(|damage| Fault::new(damage.reason).inside(damage.name))?
     {
         let at = index;
         index += 1;
@@ -242,7 +242,7 @@ impl Watch {
     #[cold]
     fn is_repeat(name: &[u8], document: &[u8]) -> bool {
         let Ok(mut elements) = Elements::of(document) else { return false };
-        while let Ok(Some(element)) = elements.next() {
+        while let Ok(Some(element)) = elements.step() {
             if std::ptr::eq(element.name.as_ptr(), name.as_ptr()) {
                 return false;
             }

@@ -79,7 +79,7 @@ pub fn sort_key(id: RawBsonRef<'_>) -> Vec<u8> {
     let mut element = RawDocumentBuf::new();
     element.append(bson::cstr!(""), id);
     let written = Elements::of(element.as_bytes()).and_then(|mut elements| {
-        match elements.next().map_err(|damage| damage.reason)? {
+        match elements.step().map_err(|damage| damage.reason)? {
             Some(element) => write_value(element.kind, element.value, &mut key),
             None => Err("no value"),
         }
@@ -165,7 +165,7 @@ fn type_byte(kind: ElementType) -> u8 {
 
 fn write_document(document: &[u8], key: &mut Vec<u8>) -> Result<(), Reason> {
     let mut elements = Elements::of(document)?;
-    while let Some(element) = elements.next().map_err(|damage| damage.reason)? {
+    while let Some(element) = elements.step().map_err(|damage| damage.reason)? {
         key.push(type_byte(element.kind));
         write_text(element.name, key);
         write_value(element.kind, element.value, key)?;
@@ -176,7 +176,7 @@ fn write_document(document: &[u8], key: &mut Vec<u8>) -> Result<(), Reason> {
 
 fn write_array(array: &[u8], key: &mut Vec<u8>) -> Result<(), Reason> {
     let mut elements = Elements::of(array)?;
-    while let Some(element) = elements.next().map_err(|damage| damage.reason)? {
+    while let Some(element) = elements.step().map_err(|damage| damage.reason)? {
         write_value(element.kind, element.value, key)?;
     }
     key.push(END);

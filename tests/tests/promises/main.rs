@@ -3,6 +3,7 @@
 mod capture;
 mod encodings;
 mod harness;
+mod keys_and_payloads;
 mod patch_oracle;
 mod replay;
 mod serve_openapi;
