@@ -202,7 +202,8 @@ mod tests {
             "documentKey": { "_id": 7 },
         };
         event.extend(fields);
-        event.retain(|_, value| *value != Bson::Undefined);
+        let event: bson::Document =
+            event.into_iter().filter(|(_, value)| *value != Bson::Undefined).collect();
         bson::RawDocumentBuf::try_from(&event).unwrap()
     }
 

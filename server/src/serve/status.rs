@@ -23,8 +23,8 @@ pub(super) struct StatusAnswer {
     server_time: String,
     /// The last position of the log.
     head: Position,
-    /// How far the log is behind the source; null before the source was heard of.
-    lag_seconds: Option<f64>,
+    /// Seconds that the log is behind the source; null before the source was heard of.
+    lag: Option<f64>,
     /// What capture is doing.
     source: &'static str,
     /// Pulls are answered.
@@ -34,19 +34,13 @@ pub(super) struct StatusAnswer {
     reason: Option<String>,
     subject: String,
     /// Those that the token may see.
-    collections: Vec<CollectionStatus>,
+    collections: Vec<String>,
+    /// Those of them whose copy is not finished.
+    copying: Vec<String>,
     /// Those that the token holds.
     channels: Vec<String>,
     /// Seconds.
     token_expires_in: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CollectionStatus {
-    name: String,
-    /// The copy of it is finished.
-    complete: bool,
 }
 
 pub(super) fn status(
@@ -62,23 +56,22 @@ fn tell(parts: &Parts, headers: &HeaderMap) -> Result<StatusAnswer, ApiError> {
     let head = *parts.reader.head().borrow();
     let source = parts.status.borrow();
     let seen = parts.rules.iter().filter(|rules| rules.may_be_seen_by(&identity.channels));
-    let collections = seen.map(|rules| CollectionStatus {
-        name: rules.name().to_owned(),
-        complete: !source.copies.contains_key(rules.name()),
-    });
-    let collections = collections.collect();
+    let collections: Vec<String> = seen.map(|rules| rules.name().to_owned()).collect();
+    let is_copying = |name: &&String| source.copies.contains_key(*name);
+    let copying = collections.iter().filter(is_copying).cloned().collect();
     let reason = not_serving(&source, head).map(|(message, _)| message);
     let seconds = u64::try_from(now / 1_000).unwrap_or(0);
     Ok(StatusAnswer {
         success: true,
         server_time: time_text(now),
         head: head.position,
-        lag_seconds: lag_seconds(&source, now),
+        lag: lag_seconds(&source, now),
         source: phase_text(source.phase),
         ready: reason.is_none() && !parts.draining.is_cancelled(),
         reason,
         subject: identity.subject,
         collections,
+        copying,
         channels: identity.channels,
         token_expires_in: identity.expires_at.saturating_sub(seconds),
     })
