@@ -186,8 +186,6 @@ impl Thread {
             }
             Command::Report(report) => {
                 writer.report(&report)?;
-                // A copy's open transaction would hide the report from readers.
-                writer.commit()?;
                 None
             }
             Command::Close(_) => None,

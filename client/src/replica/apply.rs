@@ -188,7 +188,17 @@ impl Writer {
             self.conn.execute_batch("BEGIN IMMEDIATE")?;
             self.batch = Some(Batch { since: Instant::now(), rows: 0, bytes: 0 });
         }
-        Ok(())
+        self.check_open()
+    }
+
+    /// SQLite takes a whole transaction back when a write in it fails (disk full, I/O error). Progress
+    /// written after that would stand there without its rows.
+    fn check_open(&self) -> Result<(), ReplicaError> {
+        if !self.conn.is_autocommit() {
+            return Ok(());
+        }
+        let cause = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK);
+        Err(rusqlite::Error::SqliteFailure(cause, None).into())
     }
 
     fn batch_is_full(&self) -> bool {
@@ -204,6 +214,7 @@ impl Writer {
         if self.batch.is_none() {
             return Ok(());
         }
+        self.check_open()?;
         write_progress(&self.conn, &self.progress)?;
         self.conn.execute_batch("COMMIT")?;
         self.batch = None;

@@ -98,7 +98,7 @@ impl Writer {
 
     /// Makes the replica `identity`'s: see [`Writer::open`].
     pub(crate) fn belong_to(&mut self, identity: &Identity) -> Result<(), ReplicaError> {
-        self.commit()?;
+        self.guarded(Self::commit)?;
         let read = "SELECT server, issuer, subject FROM _tidewire_state";
         let (server, iss, sub): (Option<String>, _, _) =
             self.conn.query_row(read, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
@@ -120,9 +120,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what the client says of itself; with an open transaction it commits with that.
+    /// Writes what the client says of itself, and commits it with what is open: a copy's open
+    /// transaction would hide it from readers.
     pub(crate) fn report(&mut self, report: &status::Report) -> Result<(), ReplicaError> {
-        Ok(status::write(&self.conn, report)?)
+        self.guarded(|writer| {
+            status::write(&writer.conn, report)?;
+            writer.commit()
+        })
     }
 
     /// What the status view says.
@@ -132,7 +136,7 @@ impl Writer {
 
     /// Commits what is open and leaves the file in order.
     pub(crate) fn close(mut self, error: Option<String>) -> Result<(), ReplicaError> {
-        self.commit()?;
+        self.guarded(Self::commit)?;
         self.conn.execute(
             "UPDATE _tidewire_state SET clean = 1, valid_until_ms = 0, state = 'stopped', \
              transport = 'none', is_online = 0, error = ?1",

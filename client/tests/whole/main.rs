@@ -1,5 +1,7 @@
 //! The client as a whole: the library over a script, over real HTTP, and the program.
 
+mod bank;
+mod faults;
 mod http;
 mod program;
 mod script;
