@@ -5,9 +5,11 @@
 //! sees. All calls block on the disk: async callers use `spawn_blocking`.
 
 mod compaction;
+mod copies;
 mod cursor;
 mod error;
 mod key;
+mod lookup;
 mod merge;
 mod page;
 mod postings;

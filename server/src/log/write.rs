@@ -4,7 +4,7 @@
 //! change of each document, the tail's resume token and the progress of copies. The head is told to
 //! readers after the commit and never before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -19,9 +19,7 @@ use super::postings::put_varint;
 use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
 use super::record::{KIND_DELETE, KIND_UPSERT, channel_ids, checksum, head_position};
-use super::{
-    Body, CollectionId, CopyState, Head, Latest, LogError, NewChange, Reader, TailState, schema,
-};
+use super::{Body, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema};
 
 /// Channels whose numbers are kept in memory.
 const CHANNELS_CACHED_MAX: usize = 50_000;
@@ -55,43 +53,43 @@ pub struct Writer {
     /// Held as long as we live: a second writer on the folder is refused.
     _lock: File,
     pub(super) retention: Duration,
-    head: Head,
+    pub(super) head: Head,
     head_sender: watch::Sender<Head>,
     /// Committed.
-    tail: TailState,
+    pub(super) tail: TailState,
     /// To be committed.
     next_tail: Option<TailState>,
-    collections: HashMap<String, CollectionId>,
-    copies: HashMap<CollectionId, CopyState>,
+    pub(super) collections: HashMap<String, CollectionId>,
+    pub(super) copies: HashMap<CollectionId, CopyState>,
     /// The greatest key of each collection, tombstones included: a key above it is new.
-    greatest: HashMap<CollectionId, Vec<u8>>,
-    channels: HashMap<CollectionId, HashMap<String, u32>>,
-    channels_len: usize,
-    shared: SharedRecent,
+    pub(super) greatest: HashMap<CollectionId, Vec<u8>>,
+    pub(super) channels: HashMap<CollectionId, HashMap<String, u32>>,
+    pub(super) channels_len: usize,
+    pub(super) shared: SharedRecent,
     /// The index entries of what is not committed.
-    fresh: Recent,
+    pub(super) fresh: Recent,
     /// Part of those is in the store already: the rest must follow with the next commit.
-    index_on_commit: bool,
+    pub(super) index_on_commit: bool,
     in_transaction: bool,
     /// The last change, committed or not.
-    last_seq: u64,
-    last_position: Position,
+    pub(super) last_seq: u64,
+    pub(super) last_position: Position,
     /// What [`Writer::latest`] last found, so that the append that follows need not look again.
-    looked_up: Option<LookedUp>,
+    pub(super) looked_up: Option<LookedUp>,
 }
 
 #[derive(Debug)]
-struct LookedUp {
-    collection: CollectionId,
-    key: Vec<u8>,
-    previous: Option<Previous>,
+pub(super) struct LookedUp {
+    pub(super) collection: CollectionId,
+    pub(super) key: Vec<u8>,
+    pub(super) previous: Option<Previous>,
 }
 
 /// The change that an append supersedes.
 #[derive(Clone, Debug)]
-struct Previous {
-    seq: u64,
-    channels: Vec<u8>,
+pub(super) struct Previous {
+    pub(super) seq: u64,
+    pub(super) channels: Vec<u8>,
 }
 
 impl Writer {
@@ -169,48 +167,6 @@ impl Writer {
         self.load_collections()
     }
 
-    fn load_collections(&mut self) -> Result<(), LogError> {
-        self.collections.clear();
-        self.copies.clear();
-        self.greatest.clear();
-        self.channels.clear();
-        self.channels_len = 0;
-        self.looked_up = None;
-        let mut select = self.conn.prepare(
-            "SELECT id, name, copying, done_through, done_through_id, documents, rules
-             FROM collections",
-        )?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            let id = CollectionId(row.get(0)?);
-            self.collections.insert(row.get(1)?, id);
-            if let Some(copying) = row.get::<_, Option<bool>>(2)? {
-                let done_id = row.get::<_, Option<Vec<u8>>>(4)?;
-                let state = CopyState {
-                    done_through: row.get(3)?,
-                    done_through_id: done_id.map(document_from_store).transpose()?,
-                    documents: row.get::<_, i64>(5)?.cast_unsigned(),
-                    finished: !copying,
-                    rules: row.get::<_, i64>(6)?.cast_unsigned(),
-                };
-                self.copies.insert(id, state);
-            }
-        }
-        let mut greatest = self
-            .conn
-            .prepare("SELECT key FROM latest WHERE collection = ?1 ORDER BY key DESC LIMIT 1")?;
-        let shared = self.shared.read();
-        for &id in self.collections.values() {
-            let stored: Option<Vec<u8>> =
-                greatest.query_row([id.0], |row| row.get(0)).optional()?;
-            let recent = shared.recent.greatest_key(id).map(<[u8]>::to_vec);
-            if let Some(key) = stored.max(recent) {
-                self.greatest.insert(id, key);
-            }
-        }
-        Ok(())
-    }
-
     /// The number of a collection, given on first sight.
     ///
     /// # Errors
@@ -249,79 +205,6 @@ impl Writer {
     #[must_use]
     pub fn last_position(&self) -> Position {
         self.last_position
-    }
-
-    /// The latest change of a document, appends that are not committed included.
-    ///
-    /// # Errors
-    /// [`LogError::Store`]; [`LogError::Damaged`] when the stored row is not whole.
-    pub fn latest(
-        &mut self,
-        collection: CollectionId,
-        key: &[u8],
-    ) -> Result<Option<Latest>, LogError> {
-        let mut previous = None;
-        let mut latest = None;
-        if let Some(seq) = self.latest_seq(collection, key)? {
-            let mut select = self.conn.prepare_cached(
-                "SELECT cluster_time, ordinal, kind, rules, checksum, channels, document
-                 FROM changes WHERE seq = ?1",
-            )?;
-            let mut rows = select.query([seq.cast_signed()])?;
-            let row = rows.next()?.ok_or_else(|| missing(seq))?;
-            let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
-            let kind: i64 = row.get(2)?;
-            let channels: Vec<u8> = row.get(5)?;
-            let document = row.get_ref(6)?.as_blob().map_err(rusqlite::Error::from)?;
-            if row.get::<_, i64>(4)? != checksum(position, document) {
-                return Err(damaged(seq));
-            }
-            let document = match kind {
-                KIND_UPSERT => Some(document_from_store(document.to_vec())?),
-                _ => None,
-            };
-            let rules = row.get::<_, i64>(3)?.cast_unsigned();
-            latest = Some((position, document, channels.clone(), rules));
-            previous = Some(Previous { seq, channels });
-        }
-        self.looked_up = Some(LookedUp { collection, key: key.to_vec(), previous });
-        latest
-            .map(|(position, document, channels, rules)| {
-                let channels = self.channel_names(&channels)?;
-                Ok(Latest { position, document, channels, rules })
-            })
-            .transpose()
-    }
-
-    fn latest_seq(&self, collection: CollectionId, key: &[u8]) -> Result<Option<u64>, LogError> {
-        if self.greatest.get(&collection).is_none_or(|greatest| key > greatest.as_slice()) {
-            return Ok(None);
-        }
-        let mut recent = self.fresh.latest(collection, key);
-        // Once part of a transaction's index is in the store, so is all that is older.
-        if recent.is_none() && !self.index_on_commit {
-            recent = self.shared.read().recent.latest(collection, key);
-        }
-        if recent.is_some() {
-            return Ok(recent);
-        }
-        let seq = self
-            .conn
-            .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?
-            .query_row((collection.0, key), |row| row.get::<_, i64>(0))
-            .optional()?;
-        Ok(seq.map(i64::cast_unsigned))
-    }
-
-    /// Names of channels in the order of their names.
-    fn channel_names(&self, stored: &[u8]) -> Result<Vec<String>, LogError> {
-        let mut select = self.conn.prepare_cached("SELECT name FROM channels WHERE id = ?1")?;
-        let mut names = channel_ids(stored)?
-            .into_iter()
-            .map(|id| select.query_row([id], |row| row.get(0)))
-            .collect::<Result<Vec<String>, _>>()?;
-        names.sort_unstable();
-        Ok(names)
     }
 
     /// Appends a change. Visible to readers after the next [`Writer::commit`].
@@ -481,115 +364,6 @@ impl Writer {
         Ok(id)
     }
 
-    /// At most `limit` keys of a collection in ascending order: after `after` (exclusive) through
-    /// `through` (inclusive); `None` is an open end. Keys whose latest change is a delete are there
-    /// as long as their tombstone is.
-    ///
-    /// # Errors
-    /// [`LogError::Store`]; [`LogError::Damaged`].
-    pub fn keys_between(
-        &mut self,
-        collection: CollectionId,
-        after: Option<&[u8]>,
-        through: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<KeyEntry>, LogError> {
-        // No key is empty, so every key is after the empty one.
-        let after = after.unwrap_or(&[]);
-        let within = |key: &[u8]| through.is_none_or(|through| key <= through);
-        let mut keys: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
-        {
-            let mut select = self.conn.prepare_cached(
-                "SELECT key, seq FROM latest WHERE collection = ?1 AND key > ?2 ORDER BY key",
-            )?;
-            let mut rows = select.query((collection.0, after))?;
-            while keys.len() < limit
-                && let Some(row) = rows.next()?
-            {
-                let key: Vec<u8> = row.get(0)?;
-                if !within(&key) {
-                    break;
-                }
-                keys.insert(key, row.get::<_, i64>(1)?.cast_unsigned());
-            }
-        }
-        let shared = self.shared.read();
-        let older = (!self.index_on_commit).then_some(&shared.recent);
-        for recent in older.into_iter().chain([&self.fresh]) {
-            let newer = recent.keys_after(collection, after);
-            for (key, seq) in newer.take_while(|(key, _)| within(key)).take(limit) {
-                keys.insert(key.to_vec(), seq);
-            }
-        }
-        drop(shared);
-        let mut select = self
-            .conn
-            .prepare_cached("SELECT cluster_time, ordinal, kind FROM changes WHERE seq = ?1")?;
-        keys.into_iter()
-            .take(limit)
-            .map(|(key, seq)| {
-                let entry = select
-                    .query_row([seq.cast_signed()], |row| {
-                        let cluster_time = row.get::<_, i64>(0)?.cast_unsigned();
-                        let position = Position::new(cluster_time, row.get(1)?);
-                        Ok((position, row.get::<_, i64>(2)? == KIND_UPSERT))
-                    })
-                    .optional()?;
-                let (position, live) = entry.ok_or_else(|| missing(seq))?;
-                Ok(KeyEntry { key, position, live })
-            })
-            .collect()
-    }
-
-    /// How far the copy of a collection has come, as last set, committed or not.
-    #[must_use]
-    pub fn copy_state(&self, collection: CollectionId) -> CopyState {
-        self.copies.get(&collection).cloned().unwrap_or_default()
-    }
-
-    /// Sets how far the copy of a collection has come; commits with the rest. From the first state
-    /// that is not finished until all are, what readers get is marked incomplete.
-    ///
-    /// # Errors
-    /// [`LogError::Store`].
-    pub fn set_copy_state(
-        &mut self,
-        collection: CollectionId,
-        state: CopyState,
-    ) -> Result<(), LogError> {
-        self.begin()?;
-        self.conn
-            .prepare_cached(
-                "UPDATE collections SET copying = ?2, done_through = ?3, done_through_id = ?4,
-                 documents = ?5, rules = ?6 WHERE id = ?1",
-            )?
-            .execute((
-                collection.0,
-                !state.finished,
-                &state.done_through,
-                state.done_through_id.as_ref().map(|id| id.as_bytes()),
-                state.documents.cast_signed(),
-                state.rules.cast_signed(),
-            ))?;
-        self.copies.insert(collection, state);
-        let from_seq = (self.last_seq + 1).cast_signed();
-        if self.copies.values().any(|copy| !copy.finished) {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO unsettled (from_seq) SELECT ?1
-                     WHERE NOT EXISTS (SELECT 1 FROM unsettled WHERE through_seq IS NULL)",
-                )?
-                .execute([from_seq])?;
-        } else {
-            self.conn.execute("DELETE FROM unsettled WHERE from_seq = ?1", [from_seq])?;
-            self.conn.execute(
-                "UPDATE unsettled SET through_seq = ?1 WHERE through_seq IS NULL",
-                [self.last_seq.cast_signed()],
-            )?;
-        }
-        Ok(())
-    }
-
     /// Sets how far the tail has come; commits with the rest. The first one of a log is its origin:
     /// cursors from before it are too old.
     ///
@@ -678,7 +452,7 @@ impl Writer {
     }
 }
 
-fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
+pub(super) fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
     RawDocumentBuf::from_bytes(bytes)
         .map_err(|error| LogError::Damaged(format!("a stored document is not BSON: {error}")))
 }
@@ -689,7 +463,7 @@ pub(super) fn document_in_row(bytes: &[u8], seq: u64) -> Result<&RawDocument, Lo
         .map_err(|error| LogError::Damaged(format!("change {seq} is not BSON: {error}")))
 }
 
-fn missing(seq: u64) -> LogError {
+pub(super) fn missing(seq: u64) -> LogError {
     LogError::Damaged(format!("change {seq} is missing"))
 }
 

@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const DRAIN_MAX: Duration = Duration::from_secs(6);
 
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\n\
-content-type: application/json\r\ncontent-length: 184\r\n\r\n\
+content-type: application/json\r\ncontent-length: 191\r\n\r\n\
 {\"success\":false,\"error\":{\"code\":\"not_ready\",\"message\":\"this server has all the connections it can bear\",\
 \"remedy\":\"try again after Retry-After\",\"retryAfter\":5,\"requestId\":\"0000000000000000\"}}";
 
