@@ -93,6 +93,18 @@ pub enum CaptureError {
 /// # Errors
 /// [`CaptureError`], when only a person can help.
 pub async fn run(parts: CaptureParts) -> Result<(), CaptureError> {
+    let status = parts.status.clone();
+    let ended = follow(parts).await;
+    if let Err(error) = &ended {
+        status.send_modify(|status| {
+            status.phase = SourcePhase::Failed;
+            status.trouble = Some(error.to_string());
+        });
+    }
+    ended
+}
+
+async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let CaptureParts { config, rules, mut writer, status, shutdown } = parts;
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
@@ -116,7 +128,10 @@ pub async fn run(parts: CaptureParts) -> Result<(), CaptureError> {
         step = next;
         tell(&status, &ended, &attempts);
         if ended.failure == Failure::Silent || attempts.in_a_row() % CLIENT_FAILURES_MAX == 0 {
-            client = connect(&config).await?;
+            match connect(&config).await {
+                Ok(made) => client = made,
+                Err(error) => tracing::warn!(%error, "the old connections are kept"),
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -142,7 +157,7 @@ fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
     if attempts.in_a_row() > 1 {
         status.send_modify(|status| {
             status.trouble = Some(message.clone());
-            if matches!(failure, Failure::Interrupted | Failure::Silent) {
+            if matches!(failure, Failure::Interrupted | Failure::Silent | Failure::AccessRefused) {
                 status.phase = SourcePhase::Unreachable;
             }
         });
@@ -239,17 +254,17 @@ impl Run {
                 Ok(StartAt::Time(high_water))
             }
             // The first start, or what lies between can't be had as changes.
-            _ => match begin_anew(writer, &self.rules, times.majority) {
-                Ok(()) => Ok(StartAt::Time(times.majority)),
-                Err(error) => Err(error.into()),
-            },
+            _ => begin_anew(writer, &self.rules, times.majority)
+                .map(StartAt::Time)
+                .map_err(Ended::from),
         })
     }
 }
 
 /// The log starts, or goes on after a gap, at `time`: every collection is to be compared with the source.
-/// In one commit, so that a crash finds either all of it or none.
-fn begin_anew(writer: &mut Writer, rules: &RuleSet, time: u64) -> Result<(), LogError> {
+/// In one commit, so that a crash finds either all of it or none. Gives the time, which is never before
+/// what the log has.
+fn begin_anew(writer: &mut Writer, rules: &RuleSet, time: u64) -> Result<u64, LogError> {
     for rules in rules.iter() {
         let id = writer.collection(rules.name())?;
         let copy = CopyState { rules: rules.fingerprint(), ..CopyState::default() };
@@ -258,7 +273,7 @@ fn begin_anew(writer: &mut Writer, rules: &RuleSet, time: u64) -> Result<(), Log
     let time = time.max(writer.tail().high_water);
     writer.set_tail(TailState { resume_token: None, high_water: time })?;
     writer.commit()?;
-    Ok(())
+    Ok(time)
 }
 
 /// Reads the stream and the copies until one of them ends.

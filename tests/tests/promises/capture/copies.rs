@@ -137,3 +137,22 @@ async fn a_collection_that_is_added_or_gets_other_rules_is_copied_and_no_other_i
     assert_eq!(told, vec!["invoices"; 100]);
     capture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_orders_ids_by_a_rule_of_its_own_is_copied_whole() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let clustered =
+        doc! { "create": "plans", "clusteredIndex": { "key": { "_id": 1 }, "unique": true } };
+    mongo.db.run_command(clustered).await.unwrap();
+    let collated =
+        doc! { "create": "invoices", "collation": { "locale": "en", "numericOrdering": true } };
+    mongo.db.run_command(collated).await.unwrap();
+    let named =
+        (0..3_000).map(|n| doc! { "_id": format!("no {}", n * 7), "wide": "z".repeat(4_000) });
+    insert(&mongo.db, "invoices", named).await;
+    insert(&mongo.db, "plans", numbered(0..3_000)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}

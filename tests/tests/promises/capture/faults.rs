@@ -9,13 +9,26 @@ use tidewire_tests::harness::{Mongo, eventually, mongo, three_nodes};
 
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered};
 
+/// Getting the next batch fails `times` times with `code` (0: the connection is cut).
 async fn must_go_on(mongo: &Mongo, code: i32, labels: &[&str], times: i32) {
     let dir = dir();
     insert(&mongo.db, "invoices", numbered(0..100)).await;
     let capture = Capture::start(mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let cursor = capture.read(&Since::Nothing, |_, _, _| {});
-    let fail = mongo.fail_command(&["getMore"], code, labels, doc! { "times": times }).await;
+    let mut data = doc! {
+        "failCommands": ["getMore"],
+        // The test's own reads go on.
+        "appName": "tidewire",
+    };
+    match code {
+        0 => data.insert("closeConnection", true),
+        code => data.insert("errorCode", code),
+    };
+    if !labels.is_empty() {
+        data.insert("errorLabels", labels.to_vec());
+    }
+    let fail = mongo.fail_point("failCommand", doc! { "times": times }, data).await;
     let invoices = mongo.db.collection::<Document>("invoices");
     invoices.update_many(doc! {}, doc! { "$inc": { "n": 1 } }).await.unwrap();
     insert(&mongo.db, "invoices", numbered(100..200)).await;
@@ -25,6 +38,11 @@ async fn must_go_on(mongo: &Mongo, code: i32, labels: &[&str], times: i32) {
     capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
     assert_eq!(changes, 200, "each change once");
     capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_connection_is_made_again_without_gap_or_double() {
+    must_go_on(&mongo().await, 0, &[], 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
