@@ -88,7 +88,6 @@ impl Tail {
     }
 
     /// The log's key of an event's `documentKey`, and `{_id: …}`. `None`: it was set aside.
-    #[expect(clippy::type_complexity, reason = "a pair that lives for one line")]
     fn key(
         &mut self,
         at: Place,

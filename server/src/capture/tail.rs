@@ -126,6 +126,7 @@ impl Tail {
     ///
     /// # Errors
     /// When the log's store fails; the writer comes back too.
+    #[expect(clippy::result_large_err, reason = "once a run, and the writer must come back")]
     pub(super) fn start(parts: TailParts) -> Result<Self, (Writer, Ended)> {
         let mut stands = parts.writer.tail().clone();
         if parts.replay_through > 0 {

@@ -105,7 +105,7 @@ impl<'c> Rows<'c> {
             return Ok(None);
         };
         let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
-        let blob = |at: usize| row.get_ref(at)?.as_blob().map_err(|_| LogError::from(damaged(seq)));
+        let blob = |at: usize| row.get_ref(at)?.as_blob().map_err(|_| damaged(seq));
         let document = blob(7)?;
         if row.get::<_, i64>(5)? != checksum(position, document) {
             return Err(damaged(seq));

@@ -11,3 +11,4 @@ mod serve_pull;
 mod serve_refusals;
 mod serve_sockets;
 mod served;
+mod stack;

@@ -113,10 +113,12 @@ fn the_algorithm_follows_the_key_and_never_the_token() {
 
 #[test]
 fn what_a_header_points_at_is_not_read_and_what_it_demands_is_refused() {
-    let mut header = Header::default();
-    header.kid = Some("../../etc/passwd'; DROP TABLE keys --".to_owned());
-    header.jku = Some("http://127.0.0.1:1/keys".to_owned());
-    header.x5u = Some("http://127.0.0.1:1/cert".to_owned());
+    let mut header = Header {
+        kid: Some("../../etc/passwd'; DROP TABLE keys --".to_owned()),
+        jku: Some("http://127.0.0.1:1/keys".to_owned()),
+        x5u: Some("http://127.0.0.1:1/cert".to_owned()),
+        ..Header::default()
+    };
     assert!(verifier(None, None).verify(&sign(&header, &claims(json!({})))).is_ok());
     header.crit = Some(vec!["exp".to_owned()]);
     let verdict = verifier(None, None).verify(&sign(&header, &claims(json!({}))));
