@@ -97,7 +97,7 @@ stop_engine() {
 # --- Base images. Only ever in our own engine: nobody else's `mongo:…` is replaced by a stand-in.
 
 get_base_images() {
-  local rust mongo image
+  local rust mongo image version
   rust=$(sed -n 's/^FROM \(rust:[^ ]*\).*/\1/p' "$here/Dockerfile" | head -n 1)
   mongo=$(sed -n 's/^ *image: \(mongo:[^ ]*\).*/\1/p' "$top/docker-compose.yml")
   if [[ $engine == theirs ]]; then
@@ -107,7 +107,9 @@ get_base_images() {
     return
   fi
   have debian:bookworm-slim bookworm || make_debian
-  have "$rust" "$(rustc --version)" || make_rust "$rust"
+  # Whatever changes the compiled dependencies makes another head start worth its time.
+  version=$(cat <(rustc --version) "$top/Cargo.lock" "$top"/Cargo.toml "$top"/*/Cargo.toml | sha256sum | cut -c 1-16)
+  have "$rust" "$version" || make_rust "$rust" "$version"
   have "$mongo" stand-in || make_mongo "$mongo"
 }
 
@@ -127,14 +129,34 @@ make_debian() {
   rm -rf "$work/debian"
 }
 
+# The official image plus a head start: the dependencies as this machine has compiled them, where the Dockerfile's
+# build looks for them, so that the proof compiles our own code only. Cargo takes what is not right for it anew.
 make_rust() {
-  say "making $1 of this machine's toolchain"
-  local context=$work/rust sysroot
+  say "making $1 of this machine's toolchain and compiled dependencies"
+  local context=$work/rust sysroot cargo=${CARGO_HOME:-$HOME/.cargo}
   sysroot=$(rustc --print sysroot)
-  mkdir -p "$context/toolchain"
+  mkdir -p "$context/toolchain" "$context/cargo/registry" "$context/target/debug"
   cp -a "$sysroot/bin" "$sysroot/lib" "$context/toolchain/"
   cp -L /etc/ssl/certs/ca-certificates.crt "$context/"
-  stand_in "$1" rust "$(rustc --version)" "$context"
+  copy_dependencies "$cargo/registry" "$context/cargo/registry" "$context/target/debug"
+  stand_in "$1" rust "$2" "$context" --build-arg "CARGO_HOME=$cargo"
+}
+
+# `copy_dependencies REGISTRY TO_REGISTRY TO_TARGET`: the sources and the artifacts that Cargo.lock names, no others.
+copy_dependencies() {
+  local target=${CARGO_TARGET_DIR:-$top/target}/debug package
+  (cd "$top" && cargo build --locked --workspace --bins --message-format json) 2>"$work/cargo.log" >"$work/artifacts" \
+    || { tail -n 20 "$work/cargo.log"; fail 'the programs do not compile'; }
+  # Not in what Debian of another release has linked: the image's build could not load it.
+  grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release || return 0
+  cp -a "$1/index" "$2/"
+  sed -n '/^name = /{s/name = "\(.*\)"/\1/;N;s/\n.*"\(.*\)"/-\1/;p}' "$top/Cargo.lock" | while read -r package; do
+    (cd "$1" && find src cache -mindepth 2 -maxdepth 2 \( -name "$package" -o -name "$package.crate" \) -print0)
+  done | tar --directory "$1" --null --files-from - --create | tar --directory "$2" --extract
+  # An artifact and its fingerprint carry the same 16 digits in their names.
+  grep -v '"package_id":"path+file' "$work/artifacts" | grep -oE -- '-[0-9a-f]{16}\b' | sort -u >"$work/hashes"
+  (cd "$target" && find deps build .fingerprint -mindepth 1 -maxdepth 1) | grep -F -f "$work/hashes" \
+    | tar --directory "$target" --files-from - --create | tar --directory "$3" --extract
 }
 
 make_mongo() {
@@ -149,10 +171,12 @@ make_mongo() {
   stand_in "$1" mongo stand-in "$context"
 }
 
-# `stand_in IMAGE FILE VERSION CONTEXT`
+# `stand_in IMAGE FILE VERSION CONTEXT [OPTION…]`
 stand_in() {
-  docker build --network host --tag "$1" --label "tidewire.stand-in=$3" \
-    --file "$here/stand-ins/$2.Dockerfile" "$4" >"$work/$2.log" 2>&1 \
-    || { tail -n 20 "$work/$2.log"; fail "the stand-in for $1 can't be made"; }
-  rm -rf "$4"
+  local image=$1 file=$2 version=$3 context=$4
+  shift 4
+  docker build --network host --tag "$image" --label "tidewire.stand-in=$version" "$@" \
+    --file "$here/stand-ins/$file.Dockerfile" "$context" >"$work/$file.log" 2>&1 \
+    || { tail -n 20 "$work/$file.log"; fail "the stand-in for $image can't be made"; }
+  rm -rf "$context"
 }
