@@ -59,7 +59,7 @@ compose() {
 show_logs() {
   [[ -n ${up:-} ]] || return 0
   compose ps
-  compose logs --no-color --tail=25
+  compose logs --no-color --tail=25 server seeder client
 }
 
 clean() {
