@@ -110,7 +110,7 @@ impl Server {
         std::fs::write(&token, &self.token)?;
         let started = Instant::now();
         let mut client = Launch::new(std::env::current_exe()?, setup.dir.join("client.log"))
-            .args(["client", "sync", "--once", "--server", &self.url, "--token-file"])
+            .args(["internal-client", "--once", "--server", &self.url, "--token-file"])
             .arg(&token)
             .arg("--db")
             .arg(replica)

@@ -35,16 +35,22 @@ pub(super) struct InternalClient {
     token_file: PathBuf,
     #[arg(long)]
     db: PathBuf,
+    /// Until it is caught up
+    #[arg(long)]
+    once: bool,
 }
 
 impl InternalClient {
     /// As `tidewire sync`.
     pub(super) async fn run(self) -> Result<Outcome> {
         let mut stop = Stop::listen()?;
-        let client = SyncClient::builder(self.server)
-            .replica(self.db)
-            .token_file(self.token_file)
-            .start()?;
+        let client =
+            SyncClient::builder(self.server).replica(self.db).token_file(self.token_file);
+        if self.once {
+            client.sync_once().await?;
+            return Ok(Outcome::Done);
+        }
+        let client = client.start()?;
         let mut status = client.status();
         tokio::select! {
             () = stop.asked() => client.stop().await?,

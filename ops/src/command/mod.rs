@@ -76,6 +76,8 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("start the runtime")),
     };
+    // One crypto library for every connection of this process.
+    rustls::crypto::ring::default_provider().install_default().ok();
     let ended = runtime.block_on(run(cli.command));
     // What still blocks a thread (a download) is not waited for; its program ends with us.
     runtime.shutdown_background();
