@@ -186,7 +186,7 @@ impl<T: Transport> Driver<T> {
             }
             Err(failure) => {
                 tracing::info!(error = %failure, "a pull failed");
-                Event::FetchFailed(failure)
+                Event::FetchFailed { failure, took }
             }
         };
         self.event(event, store).await

@@ -20,8 +20,15 @@ pub const UNAPPLIED_MAX: u32 = 2;
 /// How long the server is asked to hold a long poll. A dead connection is found this much later, and
 /// the grace of the transport.
 pub const LONG_POLL_WAIT: Duration = Duration::from_secs(20);
-/// Long polls that fail in a row, plain pulls working in between, before the client only polls.
-pub const LONG_POLL_FAILURES_MAX: u32 = 2;
+/// Long polls may fail in a row, plain pulls working in between, until this is reached; then the client
+/// only polls.
+pub const LONG_POLL_DOUBT_MAX: u32 = 10;
+/// What a failure adds that came after [`PROXY_PATIENCE_MIN`]: something on the way ends what is held.
+const DOUBT_HELD: u32 = 5;
+/// What a failure adds that came sooner: a server was started anew, a cable was pulled.
+const DOUBT_SHORT: u32 = 1;
+/// Proxies that end long requests wait for longer than this.
+const PROXY_PATIENCE_MIN: Duration = Duration::from_secs(4);
 /// A long poll without news that is answered sooner than this is not held: the client slows itself.
 const HELD_MIN: Duration = Duration::from_secs(1);
 /// Delays after failures.
@@ -55,8 +62,13 @@ pub enum Event {
         /// From request to answer.
         took: Duration,
     },
-    /// The pull failed.
-    FetchFailed(Failure),
+    /// The pull failed, `took` after it was asked for.
+    FetchFailed {
+        /// Why.
+        failure: Failure,
+        /// From request to failure.
+        took: Duration,
+    },
     /// The replica has committed (or staged) the oldest page that was not applied.
     Applied(Applied),
     /// The timer that was armed last has run out.
@@ -158,7 +170,8 @@ pub struct Machine {
     collections_due: bool,
     /// The next wait is polled, not held.
     polling: bool,
-    long_poll_failures: u32,
+    /// Grows with long polls that fail, is gone with one that works.
+    long_poll_doubt: u32,
     /// Time left before a long poll is tried again, while polling.
     probe_after: Duration,
     /// The last long poll was answered at once, with nothing.
@@ -188,7 +201,7 @@ impl Machine {
             resume: Resume::default(),
             collections_due: true,
             polling: options.poll_only,
-            long_poll_failures: 0,
+            long_poll_doubt: 0,
             probe_after: Duration::ZERO,
             held_short: false,
             online: false,
@@ -210,7 +223,7 @@ impl Machine {
             Event::Opened(resume) => self.opened(resume),
             Event::Collections(result) => self.collections(result),
             Event::Fetched { head, took } => self.fetched(&head, took),
-            Event::FetchFailed(failure) => self.fetch_failed(failure),
+            Event::FetchFailed { failure, took } => self.fetch_failed(failure, took),
             Event::Applied(applied) => self.applied(applied),
             Event::Timer => self.timer(),
             Event::PullNow => self.hurry(false),
@@ -230,8 +243,8 @@ impl Machine {
         match self.doing {
             Doing::Halted => State::Stopped,
             Doing::NeedsAuth => State::NeedsAuth,
-            Doing::BackingOff if !self.online => State::Offline,
-            Doing::Starting | Doing::Preparing if !self.online => State::Starting,
+            _ if !self.online && self.error.is_some() => State::Offline,
+            _ if !self.online => State::Starting,
             _ if !caught_up && self.resume.initialized && self.resume.filling => State::Resyncing,
             _ if !caught_up => State::Syncing,
             _ if self.polling => State::Polling,
@@ -314,7 +327,7 @@ impl Machine {
                 self.collections_due = false;
                 vec![self.pull(Duration::ZERO)]
             }
-            Err(failure) => self.fail(failure, Duration::ZERO),
+            Err(failure) => self.fail(failure),
         }
     }
 
@@ -322,7 +335,7 @@ impl Machine {
         let wait = self.in_flight.take().unwrap_or_default();
         if head.has_more && head.cursor == self.since {
             let failure = Failure::Garbage("the cursor of a page stands still".into());
-            return self.fetch_failed(failure);
+            return self.fail(failure);
         }
         self.online = true;
         self.error = None;
@@ -330,7 +343,7 @@ impl Machine {
         self.retry.reset();
         if wait > Duration::ZERO {
             self.polling = self.options.poll_only;
-            self.long_poll_failures = 0;
+            self.long_poll_doubt = 0;
             self.probe.reset();
             self.held_short = head.count == 0 && took < HELD_MIN;
             if !self.held_short {
@@ -358,7 +371,7 @@ impl Machine {
         if self.unapplied == 0
             && let Some(failure) = self.held.take()
         {
-            return self.fail(failure, Duration::ZERO);
+            return self.fail(failure);
         }
         if self.doing != Doing::Pulling || self.in_flight.is_some() {
             return Vec::new();
@@ -443,17 +456,21 @@ impl Machine {
         actions
     }
 
-    fn fetch_failed(&mut self, failure: Failure) -> Vec<Action> {
+    fn fetch_failed(&mut self, failure: Failure, took: Duration) -> Vec<Action> {
         let wait = self.in_flight.take().unwrap_or_default();
+        if !wait.is_zero() && failure.is_of_the_way() {
+            let held = took >= PROXY_PATIENCE_MIN;
+            self.long_poll_doubt += if held { DOUBT_HELD } else { DOUBT_SHORT };
+        }
         if self.unapplied > 0 {
             self.held = Some(failure);
             return Vec::new();
         }
-        self.fail(failure, wait)
+        self.fail(failure)
     }
 
     /// The one place that says what each failure leads to.
-    fn fail(&mut self, failure: Failure, wait: Duration) -> Vec<Action> {
+    fn fail(&mut self, failure: Failure) -> Vec<Action> {
         self.error = Some(failure.to_string());
         match failure {
             Failure::Unauthorized(_) => {
@@ -481,16 +498,13 @@ impl Machine {
                 vec![Action::Arm(self.retry.spread(delay))]
             }
             Failure::Unreachable(_) | Failure::Garbage(_) | Failure::Server { .. } => {
-                self.unreachable(failure, wait)
+                self.unreachable(failure)
             }
         }
     }
 
-    fn unreachable(&mut self, failure: Failure, wait: Duration) -> Vec<Action> {
-        if !wait.is_zero() {
-            self.long_poll_failures += 1;
-        }
-        if self.long_poll_failures >= LONG_POLL_FAILURES_MAX {
+    fn unreachable(&mut self, failure: Failure) -> Vec<Action> {
+        if self.long_poll_doubt >= LONG_POLL_DOUBT_MAX {
             self.polling = true;
             self.probe_after = self.probe.next_delay();
         }

@@ -26,6 +26,10 @@ fn fetched(cursor: &str, count: usize, has_more: bool, complete: bool) -> Event 
     Event::Fetched { head: head(cursor, count, has_more, complete), took }
 }
 
+fn failed(failure: Failure) -> Event {
+    Event::FetchFailed { failure, took: Duration::from_millis(300) }
+}
+
 fn applied(complete: bool) -> Event {
     Event::Applied(Applied { complete, count: 1 })
 }
@@ -93,7 +97,7 @@ fn every_failure_leads_to_its_own_state() {
     ];
     for (failure, state, online) in table {
         let mut machine = live(options());
-        let actions = machine.on(Event::FetchFailed(failure.clone()));
+        let actions = machine.on(failed(failure.clone()));
         assert_eq!((machine.state(), machine.online()), (state, online), "{failure}");
         assert_eq!(machine.error(), Some(failure.to_string().as_str()));
         assert!(!actions.iter().any(|action| matches!(action, Action::Pull { .. })), "{failure}");
@@ -103,7 +107,7 @@ fn every_failure_leads_to_its_own_state() {
 #[test]
 fn a_refused_token_is_never_tried_again_by_itself() {
     let mut machine = live(options());
-    let refused = Event::FetchFailed(Failure::Unauthorized("expired".into()));
+    let refused = failed(Failure::Unauthorized("expired".into()));
     assert_eq!(machine.on(refused), [Action::WaitForToken]);
     assert_eq!(machine.on(Event::PullNow), []);
     assert_eq!(machine.on(Event::Woke), []);
@@ -115,7 +119,7 @@ fn a_refused_token_is_never_tried_again_by_itself() {
 #[test]
 fn a_token_that_sees_nothing_yet_is_tried_at_the_pace_of_polls() {
     let mut machine = live(options());
-    let actions = machine.on(Event::FetchFailed(Failure::Forbidden("nothing".into())));
+    let actions = machine.on(failed(Failure::Forbidden("nothing".into())));
     assert_eq!(actions, [Action::WaitForToken, Action::Arm(Duration::from_secs(300))]);
     assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
 }
@@ -123,11 +127,11 @@ fn a_token_that_sees_nothing_yet_is_tried_at_the_pace_of_polls() {
 #[test]
 fn a_server_that_names_a_delay_gets_it() {
     let mut machine = live(options());
-    let delay = armed(&machine.on(Event::FetchFailed(busy(7))));
+    let delay = armed(&machine.on(failed(busy(7))));
     assert!(delay >= Duration::from_secs(7) && delay <= Duration::from_secs(9), "{delay:?}");
     assert_eq!(machine.on(Event::PullNow), [], "nobody is let past a busy server's delay");
     assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
-    let delay = armed(&machine.on(Event::FetchFailed(busy(1 << 40))));
+    let delay = armed(&machine.on(failed(busy(1 << 40))));
     assert!(delay <= RETRY_AFTER_MAX * 2, "and not more than an hour");
 }
 
@@ -136,7 +140,7 @@ fn an_unreachable_server_is_tried_less_and_less_often() {
     let mut machine = live(options());
     let mut last = NONE;
     for attempt in 0..20 {
-        let delay = armed(&machine.on(Event::FetchFailed(unreachable())));
+        let delay = armed(&machine.on(failed(unreachable())));
         assert!(delay <= RETRY.1 && delay >= RETRY.0 / 2, "attempt {attempt}: {delay:?}");
         assert!(delay > last / 3, "attempt {attempt}");
         last = delay;
@@ -145,14 +149,14 @@ fn an_unreachable_server_is_tried_less_and_less_often() {
     machine.on(fetched("c2", 0, false, true));
     assert!(machine.online() && machine.error().is_none());
     assert_eq!(machine.on(applied(true)), [pull("c2", LONG_POLL_WAIT)]);
-    let delay = armed(&machine.on(Event::FetchFailed(unreachable())));
+    let delay = armed(&machine.on(failed(unreachable())));
     assert!(delay <= RETRY.0, "success makes the next delay short again");
 }
 
 #[test]
 fn a_cursor_that_is_too_old_starts_a_copy_beside_the_old_data() {
     let mut machine = live(options());
-    let old = Event::FetchFailed(Failure::Resync(ResyncReason::CursorTooOld));
+    let old = failed(Failure::Resync(ResyncReason::CursorTooOld));
     assert_eq!(machine.on(old), [Action::BeginFill]);
     let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
     assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
@@ -169,11 +173,11 @@ fn inside_a_catch_up_a_foreign_log_costs_only_what_was_not_complete() {
     machine.on(fetched("c2", 5, true, false));
     machine.on(applied(false));
     let foreign = Failure::Resync(ResyncReason::ForeignLog);
-    assert_eq!(machine.on(Event::FetchFailed(foreign.clone())), [Action::DropPartial]);
+    assert_eq!(machine.on(failed(foreign.clone())), [Action::DropPartial]);
     machine.on(Event::Opened(resume("c1")));
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c1", NONE)]);
     // The last complete cursor is foreign as well: from nothing.
-    assert_eq!(machine.on(Event::FetchFailed(foreign)), [Action::BeginFill]);
+    assert_eq!(machine.on(failed(foreign)), [Action::BeginFill]);
 }
 
 #[test]
@@ -182,7 +186,7 @@ fn resyncs_that_follow_each_other_slow_down() {
     let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
     for round in 0..5 {
         let failure = Failure::Resync(ResyncReason::RulesChanged);
-        assert_eq!(machine.on(Event::FetchFailed(failure)), [Action::BeginFill]);
+        assert_eq!(machine.on(failed(failure)), [Action::BeginFill]);
         let actions = machine.on(Event::Opened(filling.clone()));
         if round == 0 {
             assert_eq!(actions, [Action::FetchCollections]);
@@ -200,15 +204,16 @@ fn a_failure_waits_until_the_pages_before_it_are_applied() {
     machine.on(Event::Opened(Resume::default()));
     machine.on(Event::Collections(Ok(())));
     machine.on(fetched("a", 9, true, false));
-    assert_eq!(machine.on(Event::FetchFailed(Failure::Resync(ResyncReason::ForeignLog))), []);
+    assert_eq!(machine.on(failed(Failure::Resync(ResyncReason::ForeignLog))), []);
     assert_eq!(machine.on(applied(false)), [Action::DropPartial]);
 }
 
 #[test]
 fn long_polls_that_never_get_through_become_polls_and_are_tried_again_later() {
     let mut machine = live(options());
-    for _ in 0..LONG_POLL_FAILURES_MAX {
-        machine.on(Event::FetchFailed(unreachable()));
+    let ended = || Event::FetchFailed { failure: unreachable(), took: Duration::from_secs(10) };
+    for _ in 0..LONG_POLL_DOUBT_MAX / DOUBT_HELD {
+        machine.on(ended());
         assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
         machine.on(fetched("c1", 0, false, true));
         machine.on(applied(true));
@@ -216,7 +221,7 @@ fn long_polls_that_never_get_through_become_polls_and_are_tried_again_later() {
     assert_eq!((machine.state(), machine.transport()), (State::Polling, TransportName::Poll));
     // The next timer is the probe's; a probe that fails goes back to polls, for longer.
     assert_eq!(machine.on(Event::Timer), [pull("c1", LONG_POLL_WAIT)]);
-    machine.on(Event::FetchFailed(unreachable()));
+    machine.on(ended());
     assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
     machine.on(fetched("c1", 0, false, true));
     assert!(armed(&machine.on(applied(true))) >= PROBE.0);
@@ -224,6 +229,19 @@ fn long_polls_that_never_get_through_become_polls_and_are_tried_again_later() {
     machine.on(fetched("c2", 1, false, true));
     assert_eq!(machine.on(applied(true)), [pull("c2", LONG_POLL_WAIT)]);
     assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn a_few_cut_connections_do_not_end_long_polls() {
+    let mut machine = live(options());
+    for _ in 0..LONG_POLL_DOUBT_MAX / 2 {
+        machine.on(failed(unreachable()));
+        assert_eq!(machine.state(), State::Offline);
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+        assert_eq!(machine.state(), State::Offline, "until something has come");
+        machine.on(fetched("c1", 0, false, true));
+        assert_eq!(machine.on(applied(true)), [pull("c1", LONG_POLL_WAIT)]);
+    }
 }
 
 #[test]
@@ -264,7 +282,7 @@ fn news_are_fetched_at_once_on_demand_and_after_a_sleep() {
     assert_eq!(machine.on(Event::PullNow), [Action::CancelPull, pull("c1", NONE)]);
     assert_eq!(machine.on(Event::PullNow), [], "it is being fetched");
     assert_eq!(machine.on(Event::Woke), [Action::CancelPull, pull("c1", NONE)], "that may be dead");
-    machine.on(Event::FetchFailed(unreachable()));
+    machine.on(failed(unreachable()));
     assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)]);
 }
 
@@ -304,6 +322,6 @@ fn a_single_run_ends_when_caught_up_and_gives_up_early() {
     machine.on(Event::Opened(Resume::default()));
     machine.on(Event::Collections(Ok(())));
     let forbidden = Failure::Forbidden("nothing".into());
-    let actions = machine.on(Event::FetchFailed(forbidden.clone()));
+    let actions = machine.on(failed(forbidden.clone()));
     assert_eq!(actions, [Action::Halt(Outcome::Refused(forbidden))]);
 }

@@ -368,7 +368,7 @@ fn the_status_of_a_client_that_died_is_stopped() {
     assert_eq!((status.state, status.is_online), (State::Stopped, false));
     assert!(status.initialized && status.lag_ms.is_some());
     let mut writer = open(&path);
-    writer.report(&super::Report { valid_until_ms: super::now_ms() - 1, ..report }).unwrap();
+    writer.report(&super::Report { valid_until_ms: super::now_ms() - 1_000, ..report }).unwrap();
     let view: String = one(&stranger(&path), "SELECT state FROM _tidewire_status");
     assert_eq!(view, "stopped", "the view alone knows it when the last word is too old");
 }

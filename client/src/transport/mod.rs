@@ -57,6 +57,13 @@ pub enum Failure {
     },
 }
 
+impl Failure {
+    /// The server's own word was not heard: what lies between is to blame, or the server is gone.
+    pub(crate) fn is_of_the_way(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Garbage(_) | Self::Server { .. })
+    }
+}
+
 /// Where pages come from. Calls never overlap; dropping a future drops its request.
 pub trait Transport: Send + 'static {
     /// One page of changes after `request.since`.

@@ -1,6 +1,8 @@
 //! The promises, each tested against real parts. One binary; files are named for the promise.
 
 mod capture;
+mod client_bank;
+mod client_follows;
 mod encodings;
 mod harness;
 mod keys_and_payloads;

@@ -1,0 +1,152 @@
+//! A replica follows its source through the real server, whatever happens between them.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use tidewire_ops::verify::Plan;
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, Proxy, Server, ServerOptions, eventually, mongo, must_equal,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+const NAMES: [&str; 3] = ["users", "invoices", "empty"];
+
+struct Stack {
+    mongo: Mongo,
+    server: Server,
+}
+
+async fn stack() -> Stack {
+    let mongo = mongo().await;
+    let users = mongo.db.collection::<Document>("users");
+    let rows = (0..3_000)
+        .map(|n| doc! { "_id": n, "name": format!("user {n}"), "n": n, "even": n % 2 == 0 });
+    users.insert_many(rows).await.expect("insert");
+    let server = Server::start(ServerOptions::following(&mongo, &NAMES)).await;
+    Stack { mongo, server }
+}
+
+impl Stack {
+    fn client(&self, url: &str) -> Client {
+        Client::new(url, &self.server.token(&Claims::of("asha")))
+    }
+
+    /// Writes a document and waits until the replica has it.
+    async fn arrives(&self, client: &Client, mark: i64) {
+        let marks = self.mongo.db.collection::<Document>("invoices");
+        marks.insert_one(doc! { "_id": mark, "mark": mark }).await.expect("insert");
+        eventually(&format!("mark {mark} is in the replica"), SOON, || async {
+            let db = client.open().ok()?;
+            let sql = "SELECT count(*) FROM invoices WHERE mark = ?1";
+            db.query_row(sql, [mark], |row| row.get::<_, i64>(0)).ok().filter(|n| *n == 1)
+        })
+        .await;
+    }
+
+    async fn equals(&self, client: &Client) {
+        must_equal(&self.mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_follows_its_source_and_equals_it() {
+    let stack = stack().await;
+    let mut client = stack.client(&stack.server.url());
+    client.sync_once().await;
+    stack.equals(&client).await;
+    let db = client.open().expect("a replica");
+    let one = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("a number");
+    assert_eq!(one("SELECT count(*) FROM users WHERE even AND n < 100"), 50);
+    assert_eq!(one("SELECT count(*) FROM empty"), 0, "an empty collection has its table");
+
+    client.start();
+    stack.arrives(&client, 1).await;
+    let users = stack.mongo.db.collection::<Document>("users");
+    users
+        .update_many(doc! { "even": true }, doc! { "$inc": { "n": 1_000 } })
+        .await
+        .expect("update");
+    users.delete_many(doc! { "n": { "$lt": 50 } }).await.expect("delete");
+    stack.arrives(&client, 2).await;
+    stack.equals(&client).await;
+    let status = client.status().await;
+    assert_eq!(status["state"], "live", "{status}");
+    assert_eq!(status["isOnline"], true);
+    assert_eq!(status["transport"], "long_poll");
+    assert!(client.stop().await.success());
+    assert_eq!(client.status().await["state"], "stopped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_outlives_its_server_and_its_network() {
+    let mut stack = stack().await;
+    let target = stack.server.url().replace("http://", "");
+    let proxy = Proxy::to(target).await;
+    let mut client = stack.client(&proxy.url());
+    client.start();
+    stack.arrives(&client, 1).await;
+
+    stack.server.kill().await;
+    eventually("the client says that it is offline", SOON, || async {
+        (client.status().await["state"] == "offline").then_some(())
+    })
+    .await;
+    let db = client.open().expect("the replica is there");
+    let users: i64 =
+        db.query_row("SELECT count(*) FROM users", [], |row| row.get(0)).expect("read");
+    assert_eq!(users, 3_000, "and readable");
+    stack.server.launch();
+    stack.server.ready().await;
+    stack.arrives(&client, 2).await;
+
+    for mark in 3..6 {
+        proxy.cut();
+        stack.arrives(&client, mark).await;
+    }
+    // A connection that is open and dead: found when the long poll should have been answered.
+    proxy.black_hole(true);
+    eventually("the client says that it is offline", Duration::from_secs(40), || async {
+        (client.status().await["state"] == "offline").then_some(())
+    })
+    .await;
+    proxy.black_hole(false);
+    stack.arrives(&client, 6).await;
+    stack.equals(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_stops_the_client_until_its_file_holds_another() {
+    let stack = stack().await;
+    let mut client = stack.client(&stack.server.url());
+    client.sync_once().await;
+    let mut claims = Claims::of("asha");
+    claims.ttl = Duration::ZERO;
+    claims.more.insert("exp".into(), 1_000_000.into());
+    client.set_token(&stack.server.token(&claims));
+    let refused = client.try_sync_once().await;
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    client.start();
+    eventually("the client asks for a token", SOON, || async {
+        (client.status().await["state"] == "needs_auth").then_some(())
+    })
+    .await;
+    client.set_token(&stack.server.token(&Claims::of("asha")));
+    stack.arrives(&client, 1).await;
+    stack.equals(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_equals_what_was_there() {
+    let stack = stack().await;
+    let client = stack.client(&stack.server.url());
+    client.sync_once().await;
+    let before = client.position();
+    let mut rebuild = std::process::Command::new(tidewire_tests::harness::program("tidewire"));
+    rebuild.args(["rebuild", "--server", &stack.server.url(), "--token-file"]);
+    rebuild.arg(client.token_file()).arg("--db").arg(client.db());
+    let output =
+        tokio::task::spawn_blocking(move || rebuild.output()).await.expect("run").expect("run");
+    assert!(output.status.success(), "{output:?}");
+    assert!(client.position() >= before);
+    stack.equals(&client).await;
+}
