@@ -7,6 +7,7 @@
 
 mod operations;
 mod runner;
+mod through_server;
 mod values;
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ async fn a_patched_document_is_the_one_that_mongodb_has() {
         mongo.db.run_command(images).await.expect("a collection with post-images");
     }
     let started = Instant::now();
-    let ran = Runner::new(&mongo, seed).run(operations).await;
+    let ran = Runner::new(&mongo, &COLLECTIONS, seed).run(operations).await;
     println!(
         "{operations} operations in {:.1?}; by kind: {}",
         started.elapsed(),
