@@ -28,9 +28,9 @@ const BATCH_EVENTS_MAX: u32 = 2_000;
 /// A batch of at least this many bytes may have been cut for its size (the source's own bound is 16 MB).
 const BATCH_BYTES_CUT: usize = 8 * 1024 * 1024;
 /// Replies that wait for the tail.
-pub(super) const BATCHES_MAX: usize = 2;
+pub(super) const BATCHES_MAX: usize = 8;
 /// Bytes of replies that wait for the tail or are with it; one more may be arriving.
-pub(super) const BATCH_BYTES_MAX: usize = 24 * 1024 * 1024;
+pub(super) const BATCH_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// After a probe that found more than the boundary, the next probe waits this long: under load the next
 /// event tells the boundary soon enough.
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
