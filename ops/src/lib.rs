@@ -10,6 +10,7 @@ pub mod process;
 pub mod replay;
 pub mod sample;
 pub mod signals;
+pub mod temporary;
 pub mod token;
 pub mod up;
 pub mod verify;

@@ -18,7 +18,7 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
     /// Validate the configuration and stop
-    #[arg(long)]
+    #[arg(long, env = "TIDEWIRE_CHECK", value_parser = clap::builder::FalseyValueParser::new())]
     check: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t, env = "TIDEWIRE_LOG_FORMAT")]

@@ -96,6 +96,12 @@ impl Metrics {
             "Collections whose copy is not finished.",
             status.copies.len() as f64,
         );
+        metric(
+            "tidewire_quarantined_total",
+            "counter",
+            "Documents and events that could not be carried.",
+            status.quarantined as f64,
+        );
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         metric("tidewire_pages_total", "counter", "Pages read for clients.", count(&self.pages));
         metric(

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bson::{Bson, Document, doc};
-use tempfile::TempDir;
 
 use super::node::{Node, StartError};
 use super::{Progress, fetch};
 use crate::ports;
+use crate::temporary::Temporary;
 
 const PRIMARY_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -69,7 +69,7 @@ pub struct ReplicaSet {
     options: Options,
     dir: PathBuf,
     /// Removed after the nodes: fields drop in order.
-    _temporary: Option<TempDir>,
+    _temporary: Option<Temporary>,
 }
 
 impl ReplicaSet {
@@ -87,7 +87,7 @@ impl ReplicaSet {
         let (dir, temporary) = match &options.dir {
             Some(dir) => (dir.clone(), None),
             None => {
-                let temporary = tempfile::Builder::new().prefix("tidewire-mongod-").tempdir()?;
+                let temporary = Temporary::new("mongod")?;
                 (temporary.path().to_owned(), Some(temporary))
             }
         };

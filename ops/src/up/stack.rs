@@ -1,6 +1,6 @@
 //! The parts: mongod, sample data, the server, a client. Started in this order, ended in the reverse.
 
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -105,18 +105,34 @@ impl Stack {
 
 /// One line on the terminal for each part: what it is, and what became of it.
 struct Step {
+    name: &'static str,
     start: Instant,
+    ended: bool,
 }
 
 impl Step {
-    fn begin(name: &str) -> Self {
-        print!("{name:<9} … ");
-        let _ = stdout().flush();
-        Self { start: Instant::now() }
+    fn begin(name: &'static str) -> Self {
+        if stdout().is_terminal() {
+            print!("{name:<9} … ");
+            let _ = stdout().flush();
+        }
+        Self { name, start: Instant::now(), ended: false }
     }
 
-    fn end(self, what: &str) {
-        println!("{what} ({:.1} s)", self.start.elapsed().as_secs_f64());
+    fn end(mut self, what: &str) {
+        let start = if stdout().is_terminal() { "\r" } else { "" };
+        let seconds = self.start.elapsed().as_secs_f64();
+        println!("{start}{:<9} ✔ {what} ({seconds:.1} s)", self.name);
+        self.ended = true;
+    }
+}
+
+impl Drop for Step {
+    /// What went wrong gets a line of its own.
+    fn drop(&mut self) {
+        if !self.ended && stdout().is_terminal() {
+            let _ = writeln!(stdout());
+        }
     }
 }
 
@@ -155,7 +171,6 @@ async fn fill(driver: &Client, options: &Options) -> Result<()> {
         Ok(0) => step.end(&format!("the sample data in {} is kept as it is", options.database)),
         Ok(count) => step.end(&format!("{count} documents written into {}", options.database)),
         Err(SeedError::NotEmpty { database, collection, documents }) => {
-            println!();
             return Err(Failure::Usage(format!(
                 "the database {database} has {documents} documents of its own in {collection}, and `up` \
                  writes: nothing was changed; give it another --database, or follow yours with \

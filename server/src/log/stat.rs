@@ -61,8 +61,9 @@ impl Reader {
             )?;
             let mut select = conn.prepare(
                 "SELECT k.name, k.copying IS TRUE,
-                   (SELECT count(*) FROM latest l JOIN changes c ON c.seq = l.seq
-                    WHERE l.collection = k.id AND c.kind = ?1),
+                   (SELECT count(*) FROM changes c WHERE c.collection = k.id AND c.kind = ?1)
+                   - (SELECT count(*) FROM changes c JOIN changes p ON p.seq = c.previous
+                      WHERE p.collection = k.id AND p.kind = ?1),
                    (SELECT count(*) FROM changes c WHERE c.collection = k.id),
                    (SELECT count(*) FROM channels h WHERE h.collection = k.id)
                  FROM collections k ORDER BY k.name",

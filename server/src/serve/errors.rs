@@ -62,7 +62,7 @@ impl ApiError {
     pub(super) fn resync(reason: ResyncReason) -> Self {
         let message = match reason {
             ResyncReason::CursorTooOld => {
-                "the log no longer holds all that happened since this cursor"
+                "the log no longer holds all that happened since this cursor or time"
             }
             ResyncReason::ForeignLog => "this cursor is of another source or another log",
             ResyncReason::RulesChanged => {

@@ -26,17 +26,14 @@ pub(super) fn readyz(State(parts): State<Arc<Parts>>) -> Ready<Result<&'static s
 
 fn check_ready(parts: &Parts) -> Result<&'static str, ApiError> {
     parts.check_serving()?;
-    let status = parts.status.borrow();
-    match status.phase {
-        SourcePhase::Copying | SourcePhase::Following => Ok("ready\n"),
-        SourcePhase::Connecting | SourcePhase::Unreachable | SourcePhase::Failed => {
-            let trouble = status.trouble.as_deref().unwrap_or("it has not answered yet");
-            Err(ApiError::not_ready(
-                format!("the source is not followed: {trouble}; what the log has is served"),
-                CONNECT_RETRY_SECONDS,
-            ))
-        }
-    }
+    let reason = match parts.status.borrow().phase {
+        SourcePhase::Copying | SourcePhase::Following => return Ok("ready\n"),
+        SourcePhase::Connecting => "the source has not answered yet",
+        SourcePhase::Unreachable => "the source can't be reached",
+        SourcePhase::Failed => "the source can't be followed any more",
+    };
+    let message = format!("{reason}; what the log has is served");
+    Err(ApiError::not_ready(message, CONNECT_RETRY_SECONDS))
 }
 
 impl Parts {
@@ -55,23 +52,24 @@ impl Parts {
 
 /// Why the log can't be served, and after how many seconds to ask again. A log that held all of the
 /// source once is served whatever has become of the source.
+///
+/// Strangers read it too: the source's own words (hosts, users) are for the operators' page alone.
 pub(super) fn not_serving(status: &SourceStatus, head: Head) -> Option<(String, u32)> {
-    let trouble = status.trouble.as_deref().map(|t| format!(": {t}")).unwrap_or_default();
-    match status.phase {
-        SourcePhase::Following => None,
-        SourcePhase::Copying => Some((
-            format!("the first copy runs: {}{trouble}", progress(status)),
-            COPY_RETRY_SECONDS,
-        )),
-        _ if status.copies.is_empty() && head.position > Position::ZERO => None,
-        SourcePhase::Connecting => {
-            Some((format!("not connected to the source yet{trouble}"), CONNECT_RETRY_SECONDS))
+    let (message, seconds) = match status.phase {
+        SourcePhase::Following => return None,
+        SourcePhase::Copying => {
+            (format!("the first copy runs: {}", progress(status)), COPY_RETRY_SECONDS)
         }
-        SourcePhase::Unreachable | SourcePhase::Failed => Some((
-            format!("the first copy is not finished and the source can't be followed{trouble}"),
+        _ if status.copies.is_empty() && head.position > Position::ZERO => return None,
+        SourcePhase::Connecting => {
+            ("not connected to the source yet".to_owned(), CONNECT_RETRY_SECONDS)
+        }
+        SourcePhase::Unreachable | SourcePhase::Failed => (
+            "the first copy is not finished and the source can't be followed".to_owned(),
             COPY_RETRY_SECONDS,
-        )),
-    }
+        ),
+    };
+    Some((message, seconds))
 }
 
 /// How far the copies are, for people.

@@ -56,18 +56,18 @@ pub(super) async fn pull(
             ReadOutcome::Page(page) => (began + wait, page),
             ReadOutcome::Ahead(page) => (began + wait.max(AHEAD_GRACE), page),
         };
+        if Instant::now() >= deadline {
+            return Ok(answer(page));
+        }
         let moved = async {
             tokio::time::sleep(REREAD_PAUSE).await;
-            head.changed().await.is_ok()
+            head.changed().await
         };
-        let waited = tokio::select! {
+        tokio::select! {
             biased;
-            () = parts.draining.cancelled() => false,
-            () = tokio::time::sleep_until(deadline) => false,
-            moved = moved => moved,
-        };
-        if !waited {
-            return Ok(answer(page));
+            () = parts.draining.cancelled() => return Ok(answer(page)),
+            // The last answer is read afresh: its time and its cursor are those of its sending.
+            _ = tokio::time::timeout_at(deadline, moved) => {}
         }
         job.since = Since::Cursor(page.end.cursor);
     }

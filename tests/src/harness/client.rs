@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
-use tempfile::TempDir;
 use tidewire_ops::process::{Guarded, Launch};
+use tidewire_ops::temporary::Temporary;
 
 use super::{eventually, program};
 
@@ -18,7 +18,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 pub struct Client {
     process: Option<Guarded>,
     server: String,
-    dir: TempDir,
+    dir: Temporary,
     /// More arguments for `sync`.
     pub args: Vec<String>,
 }
@@ -30,7 +30,7 @@ impl Client {
     /// When there is no folder to be had.
     #[must_use]
     pub fn new(url: &str, token: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("tidewire-client-").tempdir().expect("a folder");
+        let dir = Temporary::new("client").expect("a folder");
         let client = Self { process: None, server: url.to_owned(), dir, args: Vec::new() };
         client.set_token(token);
         client

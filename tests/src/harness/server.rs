@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use tidewire_ops::ports;
 use tidewire_ops::process::{Guarded, Launch};
+use tidewire_ops::temporary::Temporary;
 
 use super::{Claims, Mongo, SECRET, eventually, program, sign};
 
@@ -80,7 +80,7 @@ pub struct Server {
     pub options: ServerOptions,
     port: u16,
     admin_port: u16,
-    dir: TempDir,
+    dir: Temporary,
 }
 
 impl Server {
@@ -101,7 +101,7 @@ impl Server {
     #[must_use]
     pub fn start_unready(options: ServerOptions) -> Self {
         let ports = ports::free(2).expect("free ports");
-        let dir = tempfile::Builder::new().prefix("tidewire-server-").tempdir().expect("a folder");
+        let dir = Temporary::new("server").expect("a folder");
         let (port, admin_port) = (ports[0], ports[1]);
         let mut server = Self { process: None, options, port, admin_port, dir };
         server.launch();

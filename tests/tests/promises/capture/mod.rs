@@ -3,6 +3,7 @@
 mod changes;
 mod copies;
 mod faults;
+mod kills;
 mod refusals;
 
 use std::collections::BTreeMap;
