@@ -44,8 +44,7 @@ impl InternalClient {
     /// As `tidewire sync`.
     pub(super) async fn run(self) -> Result<Outcome> {
         let mut stop = Stop::listen()?;
-        let client =
-            SyncClient::builder(self.server).replica(self.db).token_file(self.token_file);
+        let client = SyncClient::builder(self.server).replica(self.db).token_file(self.token_file);
         if self.once {
             client.sync_once().await?;
             return Ok(Outcome::Done);

@@ -191,7 +191,10 @@ fn walk(
                 let left_out = if row.is_delete(touched.inside) {
                     touched.seq <= fill.blank_through
                 } else {
-                    row.version_at(latest, fill.until)? != touched.seq
+                    let Some(version) = row.version_at(latest, fill.until)? else {
+                        return Ok(Some(None));
+                    };
+                    version != touched.seq
                 };
                 if left_out {
                     return Ok(None);

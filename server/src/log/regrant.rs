@@ -96,8 +96,10 @@ fn decide(
     let Some(latest) = row.latest()? else {
         return Ok(Told::NotYet);
     };
-    if row.version_at(latest, boundary)? != row.seq {
-        return Ok(Told::Nothing);
+    match row.version_at(latest, boundary)? {
+        None => return Ok(Told::NotYet),
+        Some(version) if version != row.seq => return Ok(Told::Nothing),
+        Some(_) => {}
     }
     if !row.is_in(held)? {
         return Ok(Told::As(Decision::Gone));

@@ -45,6 +45,8 @@ pub(super) struct Rows<'c> {
     recent: &'c SharedRecent,
     /// Of the snapshot.
     indexed_seq: u64,
+    /// The snapshot holds every change through this one.
+    head_seq: u64,
     collections: Vec<KnownCollection>,
 }
 
@@ -62,6 +64,7 @@ pub(super) struct Row<'r, 'c> {
     versions: &'r mut HashMap<(u64, u64), u64>,
     recent: &'c SharedRecent,
     indexed_seq: u64,
+    head_seq: u64,
 }
 
 /// What an entry says of a row.
@@ -90,6 +93,7 @@ impl<'c> Rows<'c> {
             versions: HashMap::new(),
             recent,
             indexed_seq: state.indexed_seq,
+            head_seq: state.head.seq,
             collections: collections(conn)?,
         })
     }
@@ -129,6 +133,7 @@ impl<'c> Rows<'c> {
             versions: &mut self.versions,
             recent: self.recent,
             indexed_seq: self.indexed_seq,
+            head_seq: self.head_seq,
         };
         look(&mut row).map(Some)
     }
@@ -166,27 +171,34 @@ impl Row<'_, '_> {
     }
 
     /// The document's version as of the change `boundary`, from its `latest` one backwards; 0 when
-    /// there was none.
-    pub(super) fn version_at(&mut self, latest: u64, boundary: u64) -> Result<u64, LogError> {
+    /// there was none. `None` when the latest was committed after this snapshot: then it can't be known
+    /// here.
+    pub(super) fn version_at(
+        &mut self,
+        latest: u64,
+        boundary: u64,
+    ) -> Result<Option<u64>, LogError> {
         if latest <= boundary {
-            return Ok(latest);
+            return Ok(Some(latest));
         }
         if let Some(&version) = self.versions.get(&(latest, boundary)) {
-            return Ok(version);
+            return Ok(Some(version));
         }
         let mut version = latest;
         while version > boundary {
-            version = self
-                .previous
-                .query_row([version.cast_signed()], |row| row.get::<_, i64>(0))
-                .optional()?
-                .map_or(0, i64::cast_unsigned);
+            let previous: Option<i64> =
+                self.previous.query_row([version.cast_signed()], |row| row.get(0)).optional()?;
+            version = match previous {
+                Some(previous) => previous.cast_unsigned(),
+                None if version > self.head_seq => return Ok(None),
+                None => 0,
+            };
         }
         if self.versions.len() >= VERSIONS_MAX {
             self.versions.clear();
         }
         self.versions.insert((latest, boundary), version);
-        Ok(version)
+        Ok(Some(version))
     }
 
     /// Whether the document, after this change, is in one of `channels`.
