@@ -5,7 +5,7 @@ use std::time::Duration;
 use bson::raw::RawDocument;
 use bson::{Document, RawDocumentBuf, doc};
 use tidewire_server::log::{Body, Since};
-use tidewire_tests::harness::{Mongo, eventually, mongo, three_nodes};
+use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with, three_nodes};
 
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered};
 
@@ -144,7 +144,10 @@ async fn a_document_that_is_no_text_is_set_aside_and_the_next_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
-    let mongo = mongo().await;
+    // A small cache makes mongod itself take minutes over keys of megabytes.
+    let mongo =
+        mongo_with(MongoOptions { test_commands: true, cache_gb: 1.0, ..MongoOptions::default() })
+            .await;
     let dir = dir();
     insert(&mongo.db, "invoices", numbered(0..10)).await;
     let capture = Capture::start(&mongo, dir.path());
