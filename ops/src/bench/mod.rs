@@ -249,7 +249,10 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        let copy = to.join(entry.file_name());
+        std::fs::copy(entry.path(), &copy)?;
+        // Else the server's first checkpoint would wait for the copy's bytes too.
+        std::fs::File::options().write(true).open(&copy)?.sync_all()?;
     }
     Ok(())
 }

@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use bson::raw::{RawBsonRef, RawDocument};
+use bson::oid::ObjectId;
+use bson::raw::RawDocument;
+use bson::spec::ElementType;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tidewire_protocol::payload::Exclude;
+use tidewire_protocol::raw::{self, Element, Elements, Reason};
 
 use super::template::Template;
 use crate::config::CollectionConfig;
@@ -155,66 +158,74 @@ fn fingerprint(config: &CollectionConfig) -> u64 {
 fn values_at(document: &RawDocument, path: &[String]) -> Vec<String> {
     let mut values = Vec::new();
     // What can't be read is in no channel: default deny.
-    if collect_values(document, path, 0, &mut values).is_err() {
+    if collect_values(document.as_bytes(), path, 0, &mut values).is_err() {
         values.clear();
     }
     values
 }
 
+/// `document` is the bytes of a document or of an array.
 fn collect_values(
-    document: &RawDocument,
+    document: &[u8],
     path: &[String],
     depth: usize,
     values: &mut Vec<String>,
-) -> Result<(), bson::error::Error> {
+) -> Result<(), Reason> {
     let Some((name, rest)) = path.split_first() else { return Ok(()) };
     // The last of several fields of one name is the one that is served, so it is the one that counts.
     let mut found = None;
-    for field in document {
-        let (key, value) = field?;
-        if key == name.as_str() {
-            found = Some(value);
+    let mut fields = Elements::of(document)?;
+    while let Some(field) = fields.step().map_err(|damage| damage.reason)? {
+        if field.name == name.as_bytes() {
+            found = Some(field);
         }
     }
-    found.map_or(Ok(()), |value| collect_value(value, rest, depth, values))
+    found.map_or(Ok(()), |field| collect_value(field, rest, depth, values))
 }
 
 fn collect_value(
-    value: RawBsonRef<'_>,
+    field: Element<'_>,
     rest: &[String],
     depth: usize,
     values: &mut Vec<String>,
-) -> Result<(), bson::error::Error> {
+) -> Result<(), Reason> {
     if depth > DEPTH_MAX {
         return Ok(());
     }
-    match value {
-        RawBsonRef::Document(inner) if !rest.is_empty() => {
-            collect_values(inner, rest, depth + 1, values)
+    match field.kind {
+        ElementType::EmbeddedDocument if !rest.is_empty() => {
+            collect_values(field.value, rest, depth + 1, values)?;
         }
-        // An array gives its elements, and an array inside an array nothing, as MongoDB's queries see it.
-        RawBsonRef::Array(array) => array.into_iter().try_for_each(|element| match element? {
-            RawBsonRef::Array(_) => Ok(()),
-            element => collect_value(element, rest, depth + 1, values),
-        }),
-        _ if !rest.is_empty() => Ok(()),
-        scalar => {
-            values.extend(text_of(scalar));
-            Ok(())
+        ElementType::Array => {
+            let mut members = Elements::of(field.value)?;
+            while let Some(member) = members.step().map_err(|damage| damage.reason)? {
+                // An array inside an array gives nothing, as MongoDB's queries see it.
+                if member.kind != ElementType::Array {
+                    collect_value(member, rest, depth + 1, values)?;
+                }
+            }
         }
+        _ if rest.is_empty() => values.extend(text_of(field)?),
+        _ => {}
     }
+    Ok(())
 }
 
-fn text_of(value: RawBsonRef<'_>) -> Option<String> {
-    match value {
-        RawBsonRef::String(text) => (!text.is_empty()).then(|| text.to_owned()),
-        RawBsonRef::ObjectId(id) => Some(id.to_hex()),
-        RawBsonRef::Int32(number) => Some(number.to_string()),
-        RawBsonRef::Int64(number) => Some(number.to_string()),
-        RawBsonRef::Double(number) => whole(number),
-        RawBsonRef::Boolean(truth) => Some(truth.to_string()),
+fn text_of(field: Element<'_>) -> Result<Option<String>, Reason> {
+    let value = field.value;
+    Ok(match field.kind {
+        ElementType::String => {
+            let text =
+                std::str::from_utf8(raw::text(value)?).map_err(|_| "a text that is not UTF-8")?;
+            (!text.is_empty()).then(|| text.to_owned())
+        }
+        ElementType::ObjectId => Some(ObjectId::from_bytes(raw::fixed(value)?).to_hex()),
+        ElementType::Int32 => Some(i32::from_le_bytes(raw::fixed(value)?).to_string()),
+        ElementType::Int64 => Some(i64::from_le_bytes(raw::fixed(value)?).to_string()),
+        ElementType::Double => whole(f64::from_le_bytes(raw::fixed(value)?)),
+        ElementType::Boolean => Some(raw::boolean(value)?.to_string()),
         _ => None,
-    }
+    })
 }
 
 /// 7.0 is 7, as in MongoDB; a fraction names no channel.

@@ -9,7 +9,7 @@ use tidewire_protocol::key::mongo_id;
 
 use super::decode::{Event, Operation};
 use super::patch::patch;
-use super::quarantine::{Defect, ID_BYTES_MAX, check, set_aside};
+use super::quarantine::{DOCUMENT_BYTES_MAX, Defect, ID_BYTES_MAX, check, set_aside};
 use super::reads::{At, id_document};
 use super::source::Ended;
 use super::tail::{Awaited, Tail};
@@ -203,7 +203,7 @@ impl Tail {
             .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
         if let Some(previous) = trusted.and_then(|latest| latest.document) {
             match patch(&previous, description) {
-                Ok(document) => return Ok(self.take_built(at, key, &document)?),
+                Ok(document) => return Ok(self.take_patched(at, key, &document, description)?),
                 Err(reason) => tracing::debug!(collection = %tracked.name, %reason, "exact read"),
             }
         }
@@ -215,8 +215,26 @@ impl Tail {
         self.read_exactly(at, key, &id)
     }
 
-    /// A document that we built or read: checked like one that came.
-    fn take_built(
+    /// A document that we built: the one before it was checked, so only the delta can spoil it.
+    fn take_patched(
+        &mut self,
+        at: Place,
+        key: Vec<u8>,
+        document: &RawDocument,
+        description: &RawDocument,
+    ) -> Result<(), LogError> {
+        let spoilt = match document.as_bytes().len() > DOCUMENT_BYTES_MAX {
+            true => Err(Defect::TooLarge),
+            false => check(description.as_bytes()),
+        };
+        match spoilt {
+            Ok(()) => self.upsert(at, key, document),
+            Err(defect) => self.set_aside(at, readable_id(document), defect),
+        }
+    }
+
+    /// A document that we read: checked like one that came.
+    fn take_read(
         &mut self,
         at: Place,
         key: Vec<u8>,
@@ -235,7 +253,7 @@ impl Tail {
             At::Found(found) => {
                 let exact = (at.collection, key.clone());
                 match found {
-                    Some(document) => self.take_built(at, key, &document)?,
+                    Some(document) => self.take_read(at, key, &document)?,
                     // Deleted later in the same commit.
                     None => self.append_delete(at, &key, id)?,
                 }

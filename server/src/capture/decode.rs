@@ -28,7 +28,7 @@ pub(super) enum Operation<'a> {
     Insert { document: &'a RawDocument },
     /// The document is this now; `_id` may stand anywhere in it.
     Replace { document: &'a RawDocument },
-    /// The document changed by this much.
+    /// The document changed by this much, told in either form.
     Update { key: &'a RawDocument, description: &'a RawDocument },
     /// The document is gone.
     Delete { key: &'a RawDocument },
@@ -107,7 +107,7 @@ impl<'a> Fields<'a> {
                     fields.document = Some(document);
                 }
                 ("documentKey", RawBsonRef::Document(key)) => fields.key = Some(key),
-                ("updateDescription", RawBsonRef::Document(delta)) => {
+                ("updateDescription" | "rawUpdateDescription", RawBsonRef::Document(delta)) => {
                     fields.description = Some(delta);
                 }
                 ("txnNumber", _) => fields.in_transaction = true,

@@ -68,6 +68,12 @@ pub(super) fn is_snapshot_unavailable(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(c) if SNAPSHOT_CODES.contains(&c.code))
 }
 
+/// The source does not know an option of the command: BadValue, FailedToParse, InvalidOptions, and
+/// what its parser says of a field that it does not have.
+pub(super) fn is_unknown_option(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(c) if matches!(c.code, 2 | 9 | 72 | 40415))
+}
+
 /// What may be shown of an error: its kind. The whole of it may hold a reply, and so documents.
 pub(super) fn shown(error: &Error) -> String {
     error.kind.to_string()

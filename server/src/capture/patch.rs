@@ -29,7 +29,8 @@ use bson::raw::{RawDocument, RawDocumentBuf};
 /// document is read from the source at the event's cluster time.
 ///
 /// `previous` is the whole document before the update. `update_description` is the event's
-/// `updateDescription` or its `rawUpdateDescription`; they are told apart by their fields.
+/// `updateDescription` or its `rawUpdateDescription`; they are told apart by their fields. Where
+/// both are well-formed and UTF-8 throughout, so is the answer.
 ///
 /// # Errors
 /// [`Untrusted`], whenever more than one document could be meant, or the delta does not fit the
@@ -44,7 +45,7 @@ pub fn patch(
         Some(Err(_)) => return Err(Untrusted::Malformed),
         None => return Err(Untrusted::Unknown),
     };
-    if delta.part("_id").is_some() {
+    if delta.part(b"_id").is_some() {
         return Err(Untrusted::Identity);
     }
     let room = previous.as_bytes().len() + update_description.as_bytes().len();

@@ -133,14 +133,28 @@ impl Source {
         }
     }
 
-    /// Opens the stream.
+    /// Opens the stream, with deltas as the oplog holds them where the source knows of that.
     async fn open(
         &self,
         start: &StartAt,
         session: &mut ClientSession,
     ) -> mongodb::error::Result<SessionRawBatchCursor> {
+        match self.open_with(start, Deltas::AsInOplog, session).await {
+            Err(error) if failure::is_unknown_option(&error) => {
+                self.open_with(start, Deltas::AsPaths, session).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_with(
+        &self,
+        start: &StartAt,
+        deltas: Deltas,
+        session: &mut ClientSession,
+    ) -> mongodb::error::Result<SessionRawBatchCursor> {
         self.database
-            .run_cursor_command(stream_command(start, &self.collections))
+            .run_cursor_command(stream_command(start, deltas, &self.collections))
             .batch_size(BATCH_EVENTS_MAX)
             .max_time(AWAIT_MAX)
             .session(session)
@@ -195,7 +209,8 @@ async fn pass_on(
 struct TailEnd {
     /// It was cut because it was full.
     full: bool,
-    /// It ends in a transaction, of which more may follow, and the source says no more than that.
+    /// More of its last event's time may follow, and the source says no more than that: it ends in a
+    /// transaction, or it is full and there is nothing later.
     open: bool,
     /// The last event's token, where `open`.
     token: Option<RawDocumentBuf>,
@@ -210,19 +225,36 @@ impl TailEnd {
             events += 1;
         }
         let full = events >= BATCH_EVENTS_MAX || reply.bytes() >= BATCH_BYTES_CUT;
-        let event = last.filter(|_| !full).and_then(|last| Event::decode(last).ok());
+        let event = last.and_then(|last| Event::decode(last).ok());
         let open = event.filter(|event| {
-            event.in_transaction
-                && reply.post_batch_token().and_then(token_time) <= Some(event.cluster_time)
+            // With more behind it, the next reply comes at once and tells.
+            let waits = match full {
+                true => reply.operation_time() <= event.cluster_time,
+                false => event.in_transaction,
+            };
+            waits && reply.post_batch_token().and_then(token_time) <= Some(event.cluster_time)
         });
         Self { full, open: open.is_some(), token: open.map(|event| event.token.to_owned()) }
     }
 }
 
+/// The form in which updates are told; [`super::patch`] reads both.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Deltas {
+    /// Exact. MongoDB 6.0 and later know the option, which their manual does not name
+    /// (`showRawUpdateDescription` in `document_source_change_stream.idl`).
+    AsInOplog,
+    /// Dotted paths, which in rare cases can mean two things.
+    AsPaths,
+}
+
 /// The command that opens the stream: what is not followed is left out by the source, before it costs
 /// anything here.
-fn stream_command(start: &StartAt, collections: &[String]) -> bson::Document {
+fn stream_command(start: &StartAt, deltas: Deltas, collections: &[String]) -> bson::Document {
     let mut stage = doc! { "fullDocument": "default", "showExpandedEvents": true };
+    if deltas == Deltas::AsInOplog {
+        stage.insert("showRawUpdateDescription", true);
+    }
     match start {
         // Unlike `resumeAfter` it takes the token of an `invalidate` too.
         StartAt::Token(token) => stage.insert("startAfter", token.to_document_lossless()),
@@ -233,13 +265,10 @@ fn stream_command(start: &StartAt, collections: &[String]) -> bson::Document {
         "aggregate": 1,
         "pipeline": [
             { "$changeStream": stage },
+            // What else happens to a followed collection (`create`, `modify`, an index) is rare and passes.
             { "$match": { "$or": [
-                {
-                    "operationType": { "$in": ["insert", "update", "replace", "delete", "drop"] },
-                    "ns.coll": names.clone(),
-                },
-                { "operationType": "rename", "ns.coll": names.clone() },
-                { "operationType": "rename", "to.coll": names },
+                { "ns.coll": names.clone() },
+                { "to.coll": names },
                 { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
             ] } },
             // An event about an `_id` that the stream can't carry would end it.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::OptionalExtension;
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, Row};
 use tidewire_protocol::Position;
 
-use super::record::{KIND_UPSERT, channel_ids, checksum};
-use super::write::{LookedUp, Previous, damaged, document_from_store, missing};
-use super::{CollectionId, KeyEntry, Latest, LogError, Writer};
+use super::record::{KIND_UPSERT, checksum};
+use super::write::{LookedUp, Previous, damaged, document_in_row, missing};
+use super::{CollectionId, KeyEntry, Latest, LogError, Writer, sort_key};
 
 impl Writer {
     /// The latest change of a document, appends that are not committed included.
@@ -19,37 +20,71 @@ impl Writer {
         collection: CollectionId,
         key: &[u8],
     ) -> Result<Option<Latest>, LogError> {
-        let mut previous = None;
-        let mut latest = None;
-        if let Some(seq) = self.latest_seq(collection, key)? {
-            let mut select = self.conn.prepare_cached(
-                "SELECT cluster_time, ordinal, kind, rules, checksum, channels, document
-                 FROM changes WHERE seq = ?1",
-            )?;
-            let mut rows = select.query([seq.cast_signed()])?;
-            let row = rows.next()?.ok_or_else(|| missing(seq))?;
-            let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
-            let kind: i64 = row.get(2)?;
-            let channels: Vec<u8> = row.get(5)?;
-            let document = row.get_ref(6)?.as_blob().map_err(rusqlite::Error::from)?;
-            if row.get::<_, i64>(4)? != checksum(position, document) {
-                return Err(damaged(seq));
+        let mut found = None;
+        if self.may_have(collection, key) {
+            if let Some(seq) = self.known.get(collection, key) {
+                found = self.row_of(collection, key, seq)?;
             }
-            let document = match kind {
-                KIND_UPSERT => Some(document_from_store(document.to_vec())?),
-                _ => None,
-            };
-            let rules = row.get::<_, i64>(3)?.cast_unsigned();
-            latest = Some((position, document, channels.clone(), rules));
-            previous = Some(Previous { seq, channels });
+            if found.is_none() {
+                found = match self.recent_seq(collection, key) {
+                    Some(seq) => {
+                        Some(self.row_of(collection, key, seq)?.ok_or_else(|| missing(seq))?)
+                    }
+                    None => self.indexed_row(collection, key)?,
+                };
+                if let Some((previous, _)) = &found {
+                    self.known.set(collection, key, previous.seq);
+                }
+            }
         }
+        let (previous, latest) = found.unzip();
         self.looked_up = Some(LookedUp { collection, key: key.to_vec(), previous });
-        latest
-            .map(|(position, document, channels, rules)| {
-                let channels = self.channel_names(&channels)?;
-                Ok(Latest { position, document, channels, rules })
-            })
-            .transpose()
+        Ok(latest)
+    }
+
+    /// The change `seq`; `None` where it is gone or another document's.
+    fn row_of(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        seq: u64,
+    ) -> Result<Option<(Previous, Latest)>, LogError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT seq, cluster_time, ordinal, kind, rules, checksum, channels, document, collection
+             FROM changes WHERE seq = ?1",
+        )?;
+        let mut rows = select.query([seq.cast_signed()])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let document = row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?;
+        let id = document_in_row(document, seq)?.get("_id").ok().flatten();
+        if row.get::<_, u32>(8)? != collection.0 || id.map(sort_key).as_deref() != Some(key) {
+            return Ok(None);
+        }
+        latest_in_row(row).map(Some)
+    }
+
+    /// The document's latest change, by the index in the store.
+    fn indexed_row(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+    ) -> Result<Option<(Previous, Latest)>, LogError> {
+        let mut select = self.conn.prepare_cached(
+            "SELECT l.seq, cluster_time, ordinal, kind, rules, checksum, channels, document
+             FROM latest l LEFT JOIN changes c ON c.seq = l.seq
+             WHERE l.collection = ?1 AND l.key = ?2",
+        )?;
+        let mut rows = select.query((collection.0, key))?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        if row.get_ref(7)? == ValueRef::Null {
+            return Err(missing(row.get::<_, i64>(0)?.cast_unsigned()));
+        }
+        latest_in_row(row).map(Some)
+    }
+
+    /// False where a look at the greatest key tells that the log has no such document.
+    fn may_have(&self, collection: CollectionId, key: &[u8]) -> bool {
+        self.greatest.get(&collection).is_some_and(|greatest| key <= greatest.as_slice())
     }
 
     pub(super) fn latest_seq(
@@ -57,16 +92,11 @@ impl Writer {
         collection: CollectionId,
         key: &[u8],
     ) -> Result<Option<u64>, LogError> {
-        if self.greatest.get(&collection).is_none_or(|greatest| key > greatest.as_slice()) {
+        if !self.may_have(collection, key) {
             return Ok(None);
         }
-        let mut recent = self.fresh.latest(collection, key);
-        // Once part of a transaction's index is in the store, so is all that is older.
-        if recent.is_none() && !self.index_on_commit {
-            recent = self.shared.read().recent.latest(collection, key);
-        }
-        if recent.is_some() {
-            return Ok(recent);
+        if let Some(seq) = self.recent_seq(collection, key) {
+            return Ok(Some(seq));
         }
         let seq = self
             .conn
@@ -76,15 +106,14 @@ impl Writer {
         Ok(seq.map(i64::cast_unsigned))
     }
 
-    /// Names of channels in the order of their names.
-    fn channel_names(&self, stored: &[u8]) -> Result<Vec<String>, LogError> {
-        let mut select = self.conn.prepare_cached("SELECT name FROM channels WHERE id = ?1")?;
-        let mut names = channel_ids(stored)?
-            .into_iter()
-            .map(|id| select.query_row([id], |row| row.get(0)))
-            .collect::<Result<Vec<String>, _>>()?;
-        names.sort_unstable();
-        Ok(names)
+    /// The document's latest change where its index entry is in memory.
+    fn recent_seq(&self, collection: CollectionId, key: &[u8]) -> Option<u64> {
+        let fresh = self.fresh.latest(collection, key);
+        // Once part of a transaction's index is in the store, so is all that is older.
+        if fresh.is_some() || self.index_on_commit {
+            return fresh;
+        }
+        self.shared.read().recent.latest(collection, key)
     }
 
     /// At most `limit` keys of a collection in ascending order: after `after` (exclusive) through
@@ -146,4 +175,23 @@ impl Writer {
             })
             .collect()
     }
+}
+
+/// Reads a row of `seq, cluster_time, ordinal, kind, rules, checksum, channels, document`.
+fn latest_in_row(row: &Row<'_>) -> Result<(Previous, Latest), LogError> {
+    let seq = row.get::<_, i64>(0)?.cast_unsigned();
+    let position = Position::new(row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?);
+    let document = row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?;
+    if row.get::<_, i64>(5)? != checksum(position, document) {
+        return Err(damaged(seq));
+    }
+    let latest = Latest {
+        position,
+        document: match row.get::<_, i64>(3)? {
+            KIND_UPSERT => Some(document_in_row(document, seq)?.to_owned()),
+            _ => None,
+        },
+        rules: row.get::<_, i64>(4)?.cast_unsigned(),
+    };
+    Ok((Previous { seq, channels: row.get(6)? }, latest))
 }

@@ -4,11 +4,13 @@
 //! One [`Writer`] (capture's), any number of [`Reader`]s. What a writer has not committed no reader
 //! sees. All calls block on the disk: async callers use `spawn_blocking`.
 
+mod checkpoint;
 mod compaction;
 mod copies;
 mod cursor;
 mod error;
 mod key;
+mod known;
 mod lookup;
 mod merge;
 mod page;

@@ -47,8 +47,6 @@ pub struct Latest {
     pub position: Position,
     /// The document; `None` when the change was a delete.
     pub document: Option<RawDocumentBuf>,
-    /// The channels it is in, sorted.
-    pub channels: Vec<String>,
     /// The rules under which it was appended.
     pub rules: u64,
 }

@@ -15,6 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::LogError;
@@ -27,8 +28,6 @@ const FORMAT_VERSION: i32 = 1;
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.
 const READER_CACHE_KIB: i32 = 2 * 1024;
-/// Checkpoint when the write-ahead log has this many pages (16 MiB).
-const CHECKPOINT_PAGES: i32 = 2048;
 /// Statements kept prepared on a connection.
 const STATEMENTS_MAX: usize = 48;
 /// Waits this long for another connection's lock, ms; only checkpoints and backups take one.
@@ -119,7 +118,6 @@ pub(super) fn open_to_write(dir: &Path, source: &str) -> Result<Connection, LogE
     conn.pragma_update(None, "journal_mode", "wal").map_err(|error| unreadable(&path, &error))?;
     conn.pragma_update(None, "synchronous", "normal")?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     prepare(&conn)?;
     let version: i32 = conn
         .pragma_query_value(None, "user_version", |row| row.get(0))
@@ -167,6 +165,8 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, LogError> {
 fn prepare(conn: &Connection) -> Result<(), LogError> {
     conn.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // Else SQLite plans some statements anew for each value that is bound to them.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 

@@ -14,7 +14,9 @@ use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::Position;
 use tokio::sync::watch;
 
+use super::checkpoint::Checkpointer;
 use super::cursor::name_hash;
+use super::known::Known;
 use super::postings::put_varint;
 use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
@@ -50,6 +52,8 @@ pub struct KeyEntry {
 #[derive(Debug)]
 pub struct Writer {
     pub(super) conn: Connection,
+    /// After the connection, with which it ends.
+    _checkpointer: Checkpointer,
     /// Held as long as we live: a second writer on the folder is refused.
     _lock: File,
     pub(super) retention: Duration,
@@ -74,6 +78,8 @@ pub struct Writer {
     /// The last change, committed or not.
     pub(super) last_seq: u64,
     pub(super) last_position: Position,
+    /// Where documents' latest changes probably are, uncommitted ones included.
+    pub(super) known: Known,
     /// What [`Writer::latest`] last found, so that the append that follows need not look again.
     pub(super) looked_up: Option<LookedUp>,
 }
@@ -111,15 +117,17 @@ impl Writer {
             std::fs::TryLockError::WouldBlock => LogError::InUse(dir.to_owned()),
             std::fs::TryLockError::Error(source) => io(source),
         })?;
-        let conn = schema::open_to_write(dir, &options.source)?;
+        let mut conn = schema::open_to_write(dir, &options.source)?;
         let found: String = conn.query_row("SELECT source FROM log", [], |row| row.get(0))?;
         if found != options.source {
             let (dir, wanted) = (dir.to_owned(), options.source.clone());
             return Err(LogError::OtherSource { dir, found, wanted });
         }
+        let checkpointer = Checkpointer::start(&mut conn, &schema::log_path(dir))?;
         let (head_sender, head_receiver) = watch::channel(Head::default());
         let mut writer = Self {
             conn,
+            _checkpointer: checkpointer,
             _lock: lock,
             retention: options.retention,
             head: Head::default(),
@@ -137,6 +145,7 @@ impl Writer {
             in_transaction: false,
             last_seq: 0,
             last_position: Position::ZERO,
+            known: Known::default(),
             looked_up: None,
         };
         writer.load()?;
@@ -156,6 +165,8 @@ impl Writer {
         self.head = state.head;
         (self.last_seq, self.last_position) = (state.head.seq, state.last);
         self.fresh.clear();
+        self.known.clear();
+        self.looked_up = None;
         self.index_on_commit = false;
         {
             let recent = Recent::rebuild(&self.conn, state.indexed_seq)?;
@@ -304,6 +315,7 @@ impl Writer {
         };
         self.fresh.post(seq, &before, channels);
         self.fresh.set_latest(change.collection, change.key, seq);
+        self.known.set(change.collection, change.key, seq);
         let greatest = self.greatest.entry(change.collection).or_default();
         if change.key > greatest.as_slice() {
             greatest.clear();

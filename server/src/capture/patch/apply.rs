@@ -80,8 +80,8 @@ fn find<'a>(
         }
         // `a.b` beside a path that starts with `a` may be what the path means.
         if delta.kind == Kind::AsBefore
-            && let Some((first, _)) = field.name.split_once('.')
-            && delta.part(first).is_some()
+            && let Some(dot) = field.name.iter().position(|&byte| byte == b'.')
+            && delta.part(&field.name[..dot]).is_some()
         {
             return Err(Untrusted::Ambiguous);
         }
@@ -95,7 +95,7 @@ fn has_name_twice(fields: &Fields<'_>) -> bool {
         let has_before = |at: usize| fields[..at].iter().any(|(f, _)| f.name == fields[at].0.name);
         return (1..fields.len()).any(has_before);
     }
-    let mut names: Vec<&str> = fields.iter().map(|(field, _)| field.name).collect();
+    let mut names: Vec<&[u8]> = fields.iter().map(|(field, _)| field.name).collect();
     names.sort_unstable();
     names.windows(2).any(|pair| pair[0] == pair[1])
 }
@@ -139,9 +139,9 @@ fn array(previous: &RawDocument, delta: &Delta<'_>, out: &mut Vec<u8>) -> Result
         };
         padding_left = padding_left.checked_sub(at - length).ok_or(Untrusted::Index)?;
         for padded in length..at {
-            write(&padded.to_string(), NULL, out);
+            write(padded.to_string().as_bytes(), NULL, out);
         }
-        write(&at.to_string(), *value, out);
+        write(at.to_string().as_bytes(), *value, out);
         length = at + 1;
     }
     close(start, out)
@@ -164,19 +164,20 @@ fn inside(field: Element<'_>, delta: &Delta<'_>, out: &mut Vec<u8>) -> Result<()
 }
 
 /// The index that a name is, as MongoDB writes it: decimal, no sign, no leading zero.
-fn index(name: &str) -> Option<usize> {
-    let plain = name.bytes().all(|byte| byte.is_ascii_digit());
-    let leading_zero = name.len() > 1 && name.starts_with('0');
-    if plain && !leading_zero { name.parse::<u32>().ok().map(|at| at as usize) } else { None }
+fn index(name: &[u8]) -> Option<usize> {
+    let plain = name.iter().all(u8::is_ascii_digit);
+    let leading_zero = name.len() > 1 && name.starts_with(b"0");
+    let text = std::str::from_utf8(name).ok().filter(|_| plain && !leading_zero)?;
+    text.parse::<u32>().ok().map(|at| at as usize)
 }
 
-fn head(kind: u8, name: &str, out: &mut Vec<u8>) {
+fn head(kind: u8, name: &[u8], out: &mut Vec<u8>) {
     out.push(kind);
-    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(name);
     out.push(0);
 }
 
-fn write(name: &str, value: Value<'_>, out: &mut Vec<u8>) {
+fn write(name: &[u8], value: Value<'_>, out: &mut Vec<u8>) {
     head(value.kind, name, out);
     out.extend_from_slice(value.bytes);
 }

@@ -17,9 +17,9 @@ pub(super) struct Delta<'a> {
     /// The array's new length, where the update cut it.
     pub(super) truncated: Option<usize>,
     /// The changed fields or members in the order in which the delta tells them. Names are unique.
-    parts: Vec<(&'a str, Part<'a>)>,
+    parts: Vec<(&'a [u8], Part<'a>)>,
     /// Where each name stands in `parts`, once there are more than [`SCANNED_MAX`].
-    index: HashMap<&'a str, usize>,
+    index: HashMap<&'a [u8], usize>,
 }
 
 /// What the delta knows of the value that it changes.
@@ -53,12 +53,12 @@ impl<'a> Delta<'a> {
     }
 
     /// All parts, in the delta's order.
-    pub(super) fn parts(&self) -> &[(&'a str, Part<'a>)] {
+    pub(super) fn parts(&self) -> &[(&'a [u8], Part<'a>)] {
         &self.parts
     }
 
     /// The number of the part called `name`.
-    pub(super) fn part(&self, name: &str) -> Option<usize> {
+    pub(super) fn part(&self, name: &[u8]) -> Option<usize> {
         if self.parts.len() > SCANNED_MAX {
             return self.index.get(name).copied();
         }
@@ -69,7 +69,7 @@ impl<'a> Delta<'a> {
     ///
     /// # Errors
     /// [`Untrusted::Ambiguous`] when there is one of this name.
-    pub(super) fn add(&mut self, name: &'a str, part: Part<'a>) -> Result<(), Untrusted> {
+    pub(super) fn add(&mut self, name: &'a [u8], part: Part<'a>) -> Result<(), Untrusted> {
         if self.part(name).is_some() {
             return Err(Untrusted::Ambiguous);
         }
@@ -86,7 +86,7 @@ impl<'a> Delta<'a> {
     ///
     /// # Errors
     /// [`Untrusted::Ambiguous`] when the field as a whole was removed or written.
-    pub(super) fn inside(&mut self, name: &'a str) -> Result<&mut Self, Untrusted> {
+    pub(super) fn inside(&mut self, name: &'a [u8]) -> Result<&mut Self, Untrusted> {
         // Paths come depth first: it is nearly always the last one.
         let last = self.parts.len().wrapping_sub(1);
         let known = match self.parts.last() {

@@ -1,13 +1,14 @@
 //! BSON elements as the bytes they are, to be copied without being decoded.
 
 use bson::raw::RawDocument;
+use tidewire_protocol::raw::{self, Elements};
 
 use super::Untrusted;
 
 /// One field of a document, or one member of an array, undecoded.
 #[derive(Clone, Copy)]
 pub(super) struct Element<'a> {
-    pub(super) name: &'a str,
+    pub(super) name: &'a [u8],
     /// All of it: type, name, NUL, value.
     pub(super) bytes: &'a [u8],
     pub(super) value: Value<'a>,
@@ -28,21 +29,35 @@ const INT32: u8 = 0x10;
 /// What an array is padded with.
 pub(super) const NULL: Value<'static> = Value { kind: 0x0a, bytes: &[] };
 
-/// The elements of a document or array in order. Ends after the first error.
+/// The elements of a document or array in order. Ends after the first error. Names and texts are taken
+/// as bytes: whether they are UTF-8 is asked once, where a document is checked as a whole.
 pub(super) fn elements(
     document: &RawDocument,
 ) -> impl Iterator<Item = Result<Element<'_>, Untrusted>> {
     let all = document.as_bytes();
+    let mut walk = Elements::of(all).map_err(|_| Untrusted::Malformed);
     let mut start = size_of::<i32>();
-    document.iter_elements().map(move |element| {
-        let element = element.map_err(|_| Untrusted::Malformed)?;
-        let name = element.key().as_str();
-        let value_at = start + 1 + name.len() + 1;
-        let end = value_at + element.size();
-        let bytes = all.get(start..end).ok_or(Untrusted::Malformed)?;
-        let value = Value { kind: bytes[0], bytes: &all[value_at..end] };
+    std::iter::from_fn(move || {
+        let stepped = match &mut walk {
+            Ok(walk) => walk.step().map_err(|_| Untrusted::Malformed),
+            Err(untrusted) => Err(*untrusted),
+        };
+        let step = match stepped {
+            Ok(step) => step?,
+            Err(untrusted) => {
+                // An empty document: nothing follows the error.
+                walk = Elements::of(&[5, 0, 0, 0, 0]).map_err(|_| Untrusted::Malformed);
+                return Some(Err(untrusted));
+            }
+        };
+        let end = start + 1 + step.name.len() + 1 + step.value.len();
+        let bytes = &all[start..end];
         start = end;
-        Ok(Element { name, bytes, value })
+        Some(Ok(Element {
+            name: step.name,
+            bytes,
+            value: Value { kind: bytes[0], bytes: step.value },
+        }))
     })
 }
 
@@ -74,12 +89,11 @@ impl<'a> Value<'a> {
     }
 
     /// A string of the delta.
-    pub(super) fn text(self) -> Result<&'a str, Untrusted> {
+    pub(super) fn text(self) -> Result<&'a [u8], Untrusted> {
         if self.kind != STRING {
             return Err(Untrusted::Unknown);
         }
-        let text = self.bytes.get(4..self.bytes.len().saturating_sub(1));
-        std::str::from_utf8(text.ok_or(Untrusted::Malformed)?).map_err(|_| Untrusted::Malformed)
+        raw::text(self.bytes).map_err(|_| Untrusted::Malformed)
     }
 
     /// An `i32` of the delta that is a size or an index: not negative.

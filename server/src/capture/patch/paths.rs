@@ -18,10 +18,10 @@ pub(super) fn read(description: &RawDocument) -> Result<Delta<'_>, Untrusted> {
     for field in elements(description) {
         let field = field?;
         match field.name {
-            "updatedFields" => updated = Some(field.value.document()?),
-            "removedFields" => removed = Some(field.value.array()?),
-            "truncatedArrays" => truncated = Some(field.value.array()?),
-            "disambiguatedPaths" => parts_of = disambiguated(field.value.document()?)?,
+            b"updatedFields" => updated = Some(field.value.document()?),
+            b"removedFields" => removed = Some(field.value.array()?),
+            b"truncatedArrays" => truncated = Some(field.value.array()?),
+            b"disambiguatedPaths" => parts_of = disambiguated(field.value.document()?)?,
             _ => return Err(Untrusted::Unknown),
         }
     }
@@ -54,12 +54,12 @@ pub(super) fn read(description: &RawDocument) -> Result<Delta<'_>, Untrusted> {
 struct Reader<'a> {
     delta: Delta<'a>,
     /// The parts of those paths that `disambiguatedPaths` names.
-    parts_of: HashMap<&'a str, &'a RawDocument>,
+    parts_of: HashMap<&'a [u8], &'a RawDocument>,
 }
 
 impl<'a> Reader<'a> {
     /// Where a path ends: what holds its last part, and that part's name.
-    fn place(&mut self, path: &'a str) -> Result<(&mut Delta<'a>, &'a str), Untrusted> {
+    fn place(&mut self, path: &'a [u8]) -> Result<(&mut Delta<'a>, &'a [u8]), Untrusted> {
         match self.parts_of.get(path) {
             Some(parts) => told(&mut self.delta, path, parts),
             None => split(&mut self.delta, path),
@@ -70,11 +70,12 @@ impl<'a> Reader<'a> {
 /// A path whose parts are what stands between its dots.
 fn split<'a, 'd>(
     mut delta: &'d mut Delta<'a>,
-    path: &'a str,
-) -> Result<(&'d mut Delta<'a>, &'a str), Untrusted> {
+    path: &'a [u8],
+) -> Result<(&'d mut Delta<'a>, &'a [u8]), Untrusted> {
     let mut rest = path;
     let mut depth = 0;
-    while let Some((name, after)) = rest.split_once('.') {
+    while let Some(dot) = rest.iter().position(|&byte| byte == b'.') {
+        let (name, after) = (&rest[..dot], &rest[dot + 1..]);
         delta = delta.inside(name)?;
         rest = after;
         depth += 1;
@@ -88,9 +89,9 @@ fn split<'a, 'd>(
 /// A path whose parts are told: strings are names in documents, numbers are indexes in arrays.
 fn told<'a, 'd>(
     mut delta: &'d mut Delta<'a>,
-    path: &'a str,
+    path: &'a [u8],
     parts: &'a RawDocument,
-) -> Result<(&'d mut Delta<'a>, &'a str), Untrusted> {
+) -> Result<(&'d mut Delta<'a>, &'a [u8]), Untrusted> {
     let mut rest = Some(path);
     let mut last = None;
     let mut depth = 0;
@@ -106,10 +107,14 @@ fn told<'a, 'd>(
         } else {
             delta.is_array()?;
             let index = value.size()?.to_string();
-            if left.starts_with(&index) { index.len() } else { return Err(Untrusted::Ambiguous) }
+            if left.starts_with(index.as_bytes()) {
+                index.len()
+            } else {
+                return Err(Untrusted::Ambiguous);
+            }
         };
         last = Some(&left[..length]);
-        rest = match left[length..].strip_prefix('.') {
+        rest = match left[length..].strip_prefix(b".") {
             None if left.len() > length => return Err(Untrusted::Ambiguous),
             after => after,
         };
@@ -144,7 +149,7 @@ impl Delta<'_> {
     }
 }
 
-fn disambiguated(paths: &RawDocument) -> Result<HashMap<&str, &RawDocument>, Untrusted> {
+fn disambiguated(paths: &RawDocument) -> Result<HashMap<&[u8], &RawDocument>, Untrusted> {
     let mut parts_of = HashMap::new();
     for field in elements(paths) {
         let field = field?;
@@ -156,13 +161,13 @@ fn disambiguated(paths: &RawDocument) -> Result<HashMap<&str, &RawDocument>, Unt
 }
 
 /// The path and new length of one of `truncatedArrays`.
-fn truncation(truncated: &RawDocument) -> Result<(&str, usize), Untrusted> {
+fn truncation(truncated: &RawDocument) -> Result<(&[u8], usize), Untrusted> {
     let (mut path, mut size) = (None, None);
     for field in elements(truncated) {
         let field = field?;
         match field.name {
-            "field" => path = Some(Value::text(field.value)?),
-            "newSize" => size = Some(Value::size(field.value)?),
+            b"field" => path = Some(Value::text(field.value)?),
+            b"newSize" => size = Some(Value::size(field.value)?),
             _ => return Err(Untrusted::Unknown),
         }
     }

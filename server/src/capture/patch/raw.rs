@@ -17,8 +17,8 @@ pub(super) fn read(description: &RawDocument) -> Result<Delta<'_>, Untrusted> {
     for field in elements(description) {
         let field = field?;
         match field.name {
-            "$v" if field.value.size() == Ok(2) => {}
-            "diff" => delta = Some(document(field.value.document()?, 0)?),
+            b"$v" if field.value.size() == Ok(2) => {}
+            b"diff" => delta = Some(document(field.value.document()?, 0)?),
             _ => return Err(Untrusted::Unknown),
         }
     }
@@ -29,16 +29,16 @@ fn document(diff: &RawDocument, depth: usize) -> Result<Delta<'_>, Untrusted> {
     let mut delta = Delta::new(Kind::Document);
     for section in elements(diff) {
         let section = section?;
-        if let Some(name) = section.name.strip_prefix('s') {
+        if let Some(name) = section.name.strip_prefix(b"s") {
             delta.add(name, Part::Inside(inner(&section, depth + 1)?))?;
             continue;
         }
         for field in elements(section.value.document()?) {
             let Element { name, value, .. } = field?;
             let part = match section.name {
-                "d" => Part::Removed,
-                "u" => Part::Updated(value),
-                "i" => Part::Inserted(value),
+                b"d" => Part::Removed,
+                b"u" => Part::Updated(value),
+                b"i" => Part::Inserted(value),
                 _ => return Err(Untrusted::Unknown),
             };
             delta.add(name, part)?;
@@ -51,11 +51,11 @@ fn array(diff: &RawDocument, depth: usize) -> Result<Delta<'_>, Untrusted> {
     let mut delta = Delta::new(Kind::Array);
     for section in elements(diff).skip(1) {
         let section = section?;
-        if section.name == "l" {
+        if section.name == b"l" {
             delta.truncated = Some(section.value.size()?);
-        } else if let Some(index) = section.name.strip_prefix('u') {
+        } else if let Some(index) = section.name.strip_prefix(b"u") {
             delta.add(index, Part::Updated(section.value))?;
-        } else if let Some(index) = section.name.strip_prefix('s') {
+        } else if let Some(index) = section.name.strip_prefix(b"s") {
             delta.add(index, Part::Inside(inner(&section, depth + 1)?))?;
         } else {
             return Err(Untrusted::Unknown);
@@ -71,7 +71,7 @@ fn inner<'a>(section: &Element<'a>, depth: usize) -> Result<Delta<'a>, Untrusted
     }
     let diff = section.value.document()?;
     match elements(diff).next() {
-        Some(Ok(first)) if first.name == "a" => array(diff, depth),
+        Some(Ok(first)) if first.name == b"a" => array(diff, depth),
         _ => document(diff, depth),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bson::{Bson, Decimal128, doc, oid::ObjectId};
 use mongodb::bson::Document;
 use tidewire_server::log::{Body, Since};
-use tidewire_tests::harness::mongo;
+use tidewire_tests::harness::{Mongo, mongo};
 
 use super::{COLLECTIONS, Capture, dir, insert, numbered};
 
@@ -29,6 +29,81 @@ async fn inserts_updates_replacements_and_deletes_are_in_the_log_as_in_the_sourc
     insert(&mongo.db, "invoices", [doc! { "_id": 61, "again": true }]).await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
+}
+
+/// Names that dotted paths can't tell from places inside of other fields.
+async fn change_odd_names(mongo: &Mongo) {
+    let invoices = mongo.db.collection::<Document>("invoices");
+    for (field, id) in [("a.b", 0), ("a.c", 1), ("$set", 2), ("list.0", 3)] {
+        let field = doc! { "$literal": field };
+        let set = doc! { "$setField": { "field": field, "input": "$$ROOT", "value": "named so" } };
+        let pipeline = vec![doc! { "$replaceWith": set }];
+        invoices.update_one(doc! { "_id": id }, pipeline).await.unwrap();
+    }
+    let inside = doc! { "$set": { "a.b": "inside", "list.0": "inside" }, "$unset": { "gone": "" } };
+    invoices.update_many(doc! { "_id": { "$gte": 4 } }, inside).await.unwrap();
+}
+
+async fn odd_names(mongo: &Mongo) {
+    let document = |id| doc! { "_id": id, "a": { "b": 1 }, "list": [1, 2], "gone": true };
+    insert(&mongo.db, "invoices", (0..8).map(document)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_with_a_dot_in_its_name_is_not_taken_for_one_inside_of_another() {
+    let mongo = mongo().await;
+    let dir = dir();
+    odd_names(&mongo).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    change_odd_names(&mongo).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_without_exact_deltas_is_followed_by_dotted_paths() {
+    let mongo = mongo().await;
+    let dir = dir();
+    odd_names(&mongo).await;
+    // What the source's parser says of a field that it does not know, to the stream's first opening.
+    let data = doc! { "failCommands": ["aggregate"], "appName": "tidewire", "errorCode": 40_415 };
+    let refused = mongo.fail_point("failCommand", doc! { "times": 1 }, data).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let inside = doc! { "$set": { "a.b": 2, "list.1": "two" }, "$unset": { "gone": "" } };
+    mongo.db.collection::<Document>("invoices").update_many(doc! {}, inside).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    refused.off().await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_change_of_a_full_batch_does_not_wait_for_the_next_change() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "plans", [doc! { "_id": 0 }]).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let mut seq = capture.reader.head().borrow().seq;
+    capture.stop().await;
+    let mut waits = Vec::new();
+    for round in 0..5 {
+        // As many as one batch takes, all there when the stream opens.
+        insert(&mongo.db, "invoices", numbered(round * 2_000..(round + 1) * 2_000)).await;
+        let capture = Capture::start(&mongo, dir.path());
+        let mut head = capture.reader.head();
+        head.wait_for(|head| head.seq >= seq + 1_999).await.unwrap();
+        let nearly = std::time::Instant::now();
+        head.wait_for(|head| head.seq >= seq + 2_000).await.unwrap();
+        waits.push(nearly.elapsed());
+        seq += 2_000;
+        capture.must_equal(&mongo.db, &COLLECTIONS).await;
+        capture.stop().await;
+    }
+    waits.sort();
+    // The source itself holds an answer for 500 ms when nothing follows.
+    assert!(waits[2].as_millis() < 100, "half of them waited longer than {:?}", waits[2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
