@@ -28,9 +28,12 @@ const ORDERS: usize = 16;
 /// Which rung of the ladder to begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// The best that works: long polls, and plain polls where those do not get through.
+    /// The best that works: the push socket, long polls where it does not get through, and plain
+    /// polls where those do not either.
     #[default]
     Auto,
+    /// The push socket; where it does not get through that is an error, and is tried again.
+    Push,
     /// Plain polls only.
     Poll,
 }
@@ -235,6 +238,8 @@ impl ClientBuilder {
         let options = Options {
             once,
             poll_only: self.transport == TransportChoice::Poll,
+            push: self.transport != TransportChoice::Poll && !once,
+            push_only: self.transport == TransportChoice::Push && !once,
             poll_interval: self.poll_interval,
             seed: rand::rng().random(),
         };

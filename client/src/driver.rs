@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, TryFutureExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::replica::{ReplicaError, Report};
 use crate::status::{LastSync, State, Status};
 use crate::store::{Command, Reply, Store};
 use crate::token::{Token, TokenSource};
-use crate::transport::{Failure, PullRequest, Transport};
+use crate::transport::{Failure, Heard, ListenRequest, PullRequest, Transport};
 
 /// The driver looks at the clock and at the token file this often.
 const TICK: Duration = Duration::from_secs(2);
@@ -60,7 +60,8 @@ pub(crate) struct Driver<T> {
 /// What is under way.
 #[derive(Default)]
 pub(crate) struct Hands {
-    pull: Option<BoxFuture<'static, Result<Page, Failure>>>,
+    /// A pull, or the wait for the push socket's next.
+    pull: Option<BoxFuture<'static, Result<Heard, Failure>>>,
     asked: Option<Instant>,
     listing: Option<BoxFuture<'static, Result<Vec<String>, Failure>>>,
     timer: Option<Instant>,
@@ -133,7 +134,15 @@ impl<T: Transport> Driver<T> {
                 self.hands.timer = None;
                 let request = PullRequest { since, wait };
                 self.hands.asked = Some(Instant::now());
-                self.hands.pull = Some(Box::pin(self.transport.pull(request, self.token.clone())));
+                let page = self.transport.pull(request, self.token.clone());
+                self.hands.pull = Some(Box::pin(page.map_ok(|page| Heard::Page(Box::new(page)))));
+            }
+            Action::Listen { since, complete } => {
+                self.hands.timer = None;
+                self.hands.asked = Some(Instant::now());
+                let request = ListenRequest { since, complete };
+                let heard = self.transport.listen(request, self.token.clone());
+                self.hands.pull = Some(Box::pin(heard));
             }
             Action::CancelPull => self.hands.pull = None,
             Action::FetchCollections => {
@@ -175,17 +184,18 @@ impl<T: Transport> Driver<T> {
         Some(Err(ClientError::Refused(why)))
     }
 
-    async fn pulled(&mut self, page: Result<Page, Failure>, store: &Store) -> Option<Ended> {
+    async fn pulled(&mut self, heard: Result<Heard, Failure>, store: &Store) -> Option<Ended> {
         self.hands.pull = None;
         let took = self.hands.asked.take().map(|asked| asked.elapsed()).unwrap_or_default();
-        let event = match page {
-            Ok(page) => {
+        let event = match heard {
+            Ok(Heard::Listening) => Event::Listening,
+            Ok(Heard::Page(page)) => {
                 let head = page.head().clone();
-                self.hands.page = Some(page);
+                self.hands.page = Some(*page);
                 Event::Fetched { head, took }
             }
             Err(failure) => {
-                tracing::info!(error = %failure, "a pull failed");
+                tracing::info!(error = %failure, "no page came");
                 Event::FetchFailed { failure, took }
             }
         };

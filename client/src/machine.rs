@@ -2,8 +2,8 @@
 //! timers and the database are the driver's.
 //!
 //! One pull is in flight at most, and at most [`UNAPPLIED_MAX`] pages wait for the replica, so the next
-//! page comes while the last one is written. The ladder is long poll → poll; the push socket will be
-//! a rung above them.
+//! page comes while the last one is written. The ladder is push → long poll → poll: what waits for
+//! news goes down a rung when something on the way breaks it, and up again when a try succeeds.
 
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ const PACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_s
 const RESYNC: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5 * 60));
 /// Delays before long polls are tried again while polling.
 const PROBE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
+/// Delays before a push socket is tried again where it failed; long polls go on meanwhile.
+const PUSH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10 * 60));
 /// Longest delay that a server may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 /// The delay where a busy server names none.
@@ -69,6 +71,8 @@ pub enum Event {
         /// From request to failure.
         took: Duration,
     },
+    /// The push socket is open.
+    Listening,
     /// The replica has committed (or staged) the oldest page that was not applied.
     Applied(Applied),
     /// The timer that was armed last has run out.
@@ -94,7 +98,14 @@ pub enum Action {
         /// How long the server may hold the answer.
         wait: Duration,
     },
-    /// Drop the pull that is in flight.
+    /// Hear the next that the push socket tells.
+    Listen {
+        /// A cursor.
+        since: String,
+        /// The replica is complete there.
+        complete: bool,
+    },
+    /// Drop the pull that is in flight, or hang up.
     CancelPull,
     /// Ask for the list of collections.
     FetchCollections,
@@ -130,10 +141,30 @@ pub struct Options {
     pub once: bool,
     /// Never hold a poll.
     pub poll_only: bool,
+    /// Listen to the push socket where it works.
+    pub push: bool,
+    /// Wait for news by the push socket alone.
+    pub push_only: bool,
     /// The time between two polls.
     pub poll_interval: Duration,
     /// For the jitter.
     pub seed: u64,
+}
+
+/// What is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// A pull with this `wait`.
+    Pull(Duration),
+    /// The push socket's next.
+    Listen,
+}
+
+impl Asked {
+    /// The server may hold the answer.
+    fn is_held(self) -> bool {
+        self != Self::Pull(Duration::ZERO)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +190,11 @@ pub struct Machine {
     doing: Doing,
     /// The next pull's.
     since: String,
-    /// The pull in flight: its `wait`.
-    in_flight: Option<Duration>,
+    in_flight: Option<Asked>,
+    /// The push socket is open and was heard.
+    pushing: bool,
+    /// Time left before a push socket is tried again.
+    push_after: Duration,
     unapplied: u32,
     /// The last page said that there is more.
     has_more: bool,
@@ -183,6 +217,7 @@ pub struct Machine {
     pace: Backoff,
     resync: Backoff,
     probe: Backoff,
+    push: Backoff,
 }
 
 impl Machine {
@@ -195,6 +230,8 @@ impl Machine {
             doing: Doing::Starting,
             since: String::new(),
             in_flight: None,
+            pushing: false,
+            push_after: Duration::ZERO,
             unapplied: 0,
             has_more: true,
             held: None,
@@ -211,6 +248,7 @@ impl Machine {
             pace: backoff(PACE, 1),
             resync: backoff(RESYNC, 2),
             probe: backoff(PROBE, 3),
+            push: backoff(PUSH, 4),
         }
     }
 
@@ -224,6 +262,7 @@ impl Machine {
             Event::Collections(result) => self.collections(result),
             Event::Fetched { head, took } => self.fetched(&head, took),
             Event::FetchFailed { failure, took } => self.fetch_failed(failure, took),
+            Event::Listening => self.listening(),
             Event::Applied(applied) => self.applied(applied),
             Event::Timer => self.timer(),
             Event::PullNow => self.hurry(false),
@@ -258,6 +297,7 @@ impl Machine {
         match self.doing {
             _ if !self.online => TransportName::None,
             Doing::Halted | Doing::Starting | Doing::NeedsAuth => TransportName::None,
+            _ if self.pushing => TransportName::Push,
             _ if self.polling => TransportName::Poll,
             _ => TransportName::LongPoll,
         }
@@ -285,6 +325,7 @@ impl Machine {
     fn opened(&mut self, resume: Resume) -> Vec<Action> {
         self.reposition(resume);
         let mut actions = Vec::new();
+        self.pushing = false;
         if self.in_flight.take().is_some() {
             actions.push(Action::CancelPull);
         }
@@ -316,8 +357,40 @@ impl Machine {
 
     fn pull(&mut self, wait: Duration) -> Action {
         self.doing = Doing::Pulling;
-        self.in_flight = Some(wait);
+        self.in_flight = Some(Asked::Pull(wait));
         Action::Pull { since: self.since.clone(), wait }
+    }
+
+    fn listen(&mut self) -> Action {
+        self.doing = Doing::Pulling;
+        self.in_flight = Some(Asked::Listen);
+        Action::Listen { since: self.since.clone(), complete: !self.resume.partial }
+    }
+
+    fn listening(&mut self) -> Vec<Action> {
+        if self.in_flight != Some(Asked::Listen) {
+            return Vec::new();
+        }
+        self.heard();
+        self.pushed();
+        vec![self.listen()]
+    }
+
+    /// The server answered.
+    fn heard(&mut self) {
+        self.online = true;
+        self.error = None;
+        self.busy = 0;
+        self.retry.reset();
+    }
+
+    /// The push socket works.
+    fn pushed(&mut self) {
+        self.pushing = true;
+        self.polling = self.options.poll_only;
+        self.long_poll_doubt = 0;
+        self.held_short = false;
+        self.push.reset();
     }
 
     fn collections(&mut self, result: Result<(), Failure>) -> Vec<Action> {
@@ -332,16 +405,16 @@ impl Machine {
     }
 
     fn fetched(&mut self, head: &PageHead, took: Duration) -> Vec<Action> {
-        let wait = self.in_flight.take().unwrap_or_default();
+        let asked = self.in_flight.take().unwrap_or(Asked::Pull(Duration::ZERO));
         if head.has_more && head.cursor == self.since {
             let failure = Failure::Garbage("the cursor of a page stands still".into());
             return self.fail(failure);
         }
-        self.online = true;
-        self.error = None;
-        self.busy = 0;
-        self.retry.reset();
-        if wait > Duration::ZERO {
+        self.heard();
+        if asked == Asked::Listen {
+            self.pushed();
+        } else if asked.is_held() {
+            self.push_after = self.push_after.saturating_sub(took);
             self.polling = self.options.poll_only;
             self.long_poll_doubt = 0;
             self.probe.reset();
@@ -394,6 +467,9 @@ impl Machine {
         if self.collections_due {
             return self.start();
         }
+        if self.options.push_only || (self.options.push && self.push_after.is_zero()) {
+            return vec![self.listen()];
+        }
         if self.polling {
             self.doing = Doing::Resting;
             let mut delay = self.probe.spread(self.options.poll_interval);
@@ -401,13 +477,21 @@ impl Machine {
                 delay = delay.min(self.probe_after);
                 self.probe_after -= delay;
             }
+            if self.options.push {
+                delay = delay.min(self.push_after);
+                self.push_after -= delay;
+            }
             return vec![Action::Arm(delay)];
         }
         if self.held_short {
             self.doing = Doing::Resting;
             return vec![Action::Arm(self.pace.next_delay())];
         }
-        vec![self.pull(LONG_POLL_WAIT)]
+        let wait = match self.options.push {
+            true => self.push_after.clamp(Duration::from_secs(1), LONG_POLL_WAIT),
+            false => LONG_POLL_WAIT,
+        };
+        vec![self.pull(wait)]
     }
 
     fn timer(&mut self) -> Vec<Action> {
@@ -429,7 +513,7 @@ impl Machine {
 
     /// A pull at once; after a sleep also in place of one whose connection may be dead.
     fn hurry(&mut self, woke: bool) -> Vec<Action> {
-        let held = self.in_flight.is_some_and(|wait| !wait.is_zero());
+        let held = self.in_flight.is_some_and(Asked::is_held);
         match self.doing {
             Doing::Pulling if held || (woke && self.in_flight.is_some()) => {
                 vec![Action::CancelPull, self.pull(Duration::ZERO)]
@@ -446,6 +530,7 @@ impl Machine {
 
     fn token_set(&mut self, resume: Resume) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.pushing = false;
         if self.in_flight.take().is_some() {
             actions.push(Action::CancelPull);
         }
@@ -457,8 +542,12 @@ impl Machine {
     }
 
     fn fetch_failed(&mut self, failure: Failure, took: Duration) -> Vec<Action> {
-        let wait = self.in_flight.take().unwrap_or_default();
-        if !wait.is_zero() && failure.is_of_the_way() {
+        let asked = self.in_flight.take().unwrap_or(Asked::Pull(Duration::ZERO));
+        self.pushing = false;
+        if asked == Asked::Listen {
+            return self.listen_failed(failure);
+        }
+        if asked.is_held() && failure.is_of_the_way() {
             let held = took >= PROXY_PATIENCE_MIN;
             self.long_poll_doubt += if held { DOUBT_HELD } else { DOUBT_SHORT };
         }
@@ -467,6 +556,15 @@ impl Machine {
             return Vec::new();
         }
         self.fail(failure)
+    }
+
+    /// A server that can still be pulled from is no failure: a rung down, and up again later.
+    fn listen_failed(&mut self, failure: Failure) -> Vec<Action> {
+        if self.options.push_only || !failure.is_of_the_way() {
+            return self.fail(failure);
+        }
+        self.push_after = self.push.next_delay();
+        vec![self.pull(Duration::ZERO)]
     }
 
     /// The one place that says what each failure leads to.

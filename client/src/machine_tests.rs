@@ -7,7 +7,14 @@ use super::*;
 const NONE: Duration = Duration::ZERO;
 
 fn options() -> Options {
-    Options { once: false, poll_only: false, poll_interval: Duration::from_secs(300), seed: 1 }
+    Options {
+        once: false,
+        poll_only: false,
+        push: false,
+        push_only: false,
+        poll_interval: Duration::from_secs(300),
+        seed: 1,
+    }
 }
 
 fn head(cursor: &str, count: usize, has_more: bool, complete: bool) -> PageHead {
@@ -324,4 +331,120 @@ fn a_single_run_ends_when_caught_up_and_gives_up_early() {
     let forbidden = Failure::Forbidden("nothing".into());
     let actions = machine.on(failed(forbidden.clone()));
     assert_eq!(actions, [Action::Halt(Outcome::Refused(forbidden))]);
+}
+
+fn pushing_options() -> Options {
+    Options { push: true, ..options() }
+}
+
+fn listen(since: &str) -> Action {
+    Action::Listen { since: since.into(), complete: true }
+}
+
+/// A machine that is caught up at `c1` and has been heard on its socket.
+fn pushed() -> Machine {
+    let mut machine = Machine::new(pushing_options());
+    machine.on(Event::Opened(resume("c0")));
+    machine.on(Event::Collections(Ok(())));
+    machine.on(fetched("c1", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("c1")]);
+    assert_eq!(machine.transport(), TransportName::LongPoll, "not open yet");
+    assert_eq!(machine.on(Event::Listening), [listen("c1")]);
+    machine
+}
+
+#[test]
+fn a_machine_that_is_caught_up_listens_and_goes_on_listening() {
+    let mut machine = pushed();
+    assert_eq!((machine.state(), machine.transport()), (State::Live, TransportName::Push));
+    for n in 2..9 {
+        let cursor = format!("c{n}");
+        assert_eq!(machine.on(fetched(&cursor, 1, false, true)), [Action::Apply]);
+        assert_eq!(machine.on(applied(true)), [listen(&cursor)]);
+    }
+    // What comes in parts is not shown as caught up before its end.
+    machine.on(fetched("d", 9, false, false));
+    let partial = Action::Listen { since: "d".into(), complete: false };
+    assert_eq!(machine.on(applied(false)), [partial]);
+    assert_eq!(machine.state(), State::Syncing);
+    machine.on(fetched("e", 9, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("e")]);
+    assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn a_socket_that_breaks_is_followed_by_a_pull_then_long_polls_then_another_try() {
+    let mut machine = pushed();
+    assert_eq!(machine.on(failed(unreachable())), [pull("c1", NONE)]);
+    machine.on(fetched("c2", 1, false, true));
+    let actions = machine.on(applied(true));
+    let [Action::Pull { wait, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    assert!(*wait > NONE && *wait <= LONG_POLL_WAIT);
+    assert_eq!((machine.state(), machine.transport()), (State::Live, TransportName::LongPoll));
+    // 20 s later the delay is over.
+    machine.on(fetched("c3", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("c3")]);
+    assert_eq!(machine.on(Event::Listening), [listen("c3")]);
+    assert_eq!(machine.transport(), TransportName::Push);
+}
+
+#[test]
+fn a_proxy_that_blocks_the_socket_is_asked_ever_more_rarely() {
+    let mut machine = pushed();
+    let (mut polls, mut tries) = (0, 0);
+    let mut actions = machine.on(failed(unreachable()));
+    for _ in 0..400 {
+        actions = match actions.as_slice() {
+            [Action::Listen { .. }] => {
+                tries += 1;
+                machine.on(failed(Failure::Server { status: 404, message: "no".into() }))
+            }
+            [Action::Pull { .. }] => {
+                polls += 1;
+                machine.on(fetched("c9", 1, false, true))
+            }
+            [Action::Apply] => machine.on(applied(true)),
+            other => panic!("{other:?}"),
+        };
+    }
+    assert!(tries >= 3, "{tries} tries");
+    assert!(polls > 4 * tries, "{polls} polls, {tries} tries");
+    assert!(machine.online() && machine.error().is_none());
+}
+
+#[test]
+fn what_the_server_says_on_the_socket_counts() {
+    let machine = || pushed();
+    let refused = Failure::Unauthorized("expired".into());
+    assert_eq!(machine().on(failed(refused)), [Action::WaitForToken]);
+    let resync = Failure::Resync(ResyncReason::CursorTooOld);
+    assert_eq!(machine().on(failed(resync)), [Action::BeginFill]);
+    let mut draining = machine();
+    assert!(armed(&draining.on(failed(busy(3)))) >= Duration::from_secs(3));
+    assert_eq!(draining.on(Event::Timer), [pull("c1", NONE)]);
+}
+
+#[test]
+fn after_a_sleep_the_socket_is_hung_up_and_a_pull_comes_first() {
+    let mut machine = pushed();
+    assert_eq!(machine.on(Event::Woke), [Action::CancelPull, pull("c1", NONE)]);
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("c2")]);
+    let mut machine = pushed();
+    assert_eq!(machine.on(Event::PullNow), [Action::CancelPull, pull("c1", NONE)]);
+}
+
+#[test]
+fn a_machine_that_may_only_push_tells_why_it_does_not() {
+    let options = Options { push_only: true, ..pushing_options() };
+    let mut machine = Machine::new(options);
+    machine.on(Event::Opened(resume("c0")));
+    machine.on(Event::Collections(Ok(())));
+    machine.on(fetched("c1", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("c1")]);
+    armed(&machine.on(failed(unreachable())));
+    assert_eq!(machine.state(), State::Offline);
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [listen("c2")]);
 }

@@ -1,9 +1,11 @@
 //! A page as the client holds it: the text as it came, and where in it each part stands. Checked once,
 //! so that the replica's writer only copies.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use tidewire_protocol::{Change, ChangeKind, Position, PullPage};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -83,43 +85,71 @@ impl Page {
     pub fn decode(mut text: String) -> Result<Self, PageError> {
         let page: PullPage<'_> =
             serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
-        check(&page)?;
-        let mut spans = Spans { text: &text, extra: String::new() };
-        let mut gathered: Vec<(&str, FieldScout<'_>)> = Vec::new();
-        let mut rows = Vec::with_capacity(page.changes.len());
-        for change in &page.changes {
-            let collection = index_of(&mut gathered, &change.collection);
-            let document = change.payload.map(serde_json::value::RawValue::get);
-            if let Some(document) = document {
-                gathered[collection].1.see(document);
-            }
-            rows.push(Row {
-                collection,
-                id: spans.of(&change.mongo_id),
-                document: document.map(|document| spans.of(document)),
-                updated_at: spans.of(&change.updated_at),
-                position: change.position,
-            });
+        if !page.success {
+            return Err(PageError("success is false".to_owned()));
         }
-        let collections = gathered
-            .into_iter()
-            .map(|(name, scout)| CollectionOfPage {
-                name: name.to_owned(),
-                fields: scout.into_names(),
-            })
-            .collect();
+        if page.count as usize != page.changes.len() {
+            return Err(PageError("count is not the number of changes".to_owned()));
+        }
+        let gathered = Gathered::of(&text, &page.changes)?;
         let head = PageHead {
-            cursor: page.cursor.into_owned(),
+            cursor: checked_cursor(&page.cursor)?,
             checkpoint: page.checkpoint,
             has_more: page.has_more,
             complete: page.complete,
-            count: rows.len(),
+            count: page.changes.len(),
             server_time_ms: time_ms(&page.server_time)
                 .ok_or_else(|| PageError("serverTime is not an RFC 3339 time".into()))?,
         };
-        let extra = spans.extra;
-        text.push_str(&extra);
-        Ok(Self { text, rows, collections, head, decoded: Instant::now() })
+        Ok(gathered.into_page(&mut text, head))
+    }
+
+    /// Reads and checks a `changes` frame of the push socket. `server_time_ms` is the server's clock
+    /// now, as far as it is known.
+    ///
+    /// # Errors
+    /// As [`Page::decode`]; also where the frame does not follow from `last`, the last one's `through`.
+    pub fn decode_frame(
+        mut text: String,
+        last: Option<Position>,
+        server_time_ms: i64,
+    ) -> Result<Self, PageError> {
+        let frame: ChangesFrame<'_> =
+            serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
+        if last.is_some_and(|last| last != frame.after) || frame.through < frame.after {
+            return Err(PageError("a frame that does not follow from the last one".to_owned()));
+        }
+        let gathered = Gathered::of(&text, &frame.changes)?;
+        let head = PageHead {
+            cursor: checked_cursor(&frame.cursor)?,
+            checkpoint: frame.through,
+            // What there is more of comes by itself.
+            has_more: false,
+            complete: frame.complete,
+            count: frame.changes.len(),
+            server_time_ms,
+        };
+        Ok(gathered.into_page(&mut text, head))
+    }
+
+    /// A page that says no more than that nothing happened up to `cursor`.
+    ///
+    /// # Errors
+    /// The cursor is none.
+    pub fn without_news(
+        cursor: &str,
+        through: Position,
+        server_time_ms: i64,
+    ) -> Result<Self, PageError> {
+        let head = PageHead {
+            cursor: checked_cursor(cursor)?,
+            checkpoint: through,
+            has_more: false,
+            complete: true,
+            count: 0,
+            server_time_ms,
+        };
+        Ok(Gathered::default().into_page(&mut String::new(), head))
     }
 
     /// What the page says of itself.
@@ -170,26 +200,73 @@ pub(crate) fn time_ms(text: &str) -> Option<i64> {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
-fn check(page: &PullPage<'_>) -> Result<(), PageError> {
-    let fail = |what: &str| Err(PageError(what.to_owned()));
-    if !page.success {
-        return fail("success is false");
+/// A `changes` frame, borrowed from its text.
+#[derive(Deserialize)]
+struct ChangesFrame<'a> {
+    after: Position,
+    through: Position,
+    #[serde(borrow)]
+    cursor: Cow<'a, str>,
+    complete: bool,
+    #[serde(borrow)]
+    changes: Vec<Change<'a>>,
+}
+
+fn checked_cursor(cursor: &str) -> Result<String, PageError> {
+    if cursor.is_empty() || cursor.len() > CURSOR_BYTES_MAX {
+        return Err(PageError("the cursor is empty or too long".to_owned()));
     }
-    if page.count as usize != page.changes.len() {
-        return fail("count is not the number of changes");
-    }
-    if page.cursor.is_empty() || page.cursor.len() > CURSOR_BYTES_MAX {
-        return fail("the cursor is empty or too long");
-    }
-    let mut last = Position::ZERO;
-    for change in &page.changes {
-        check_change(change)?;
-        if change.position < last {
-            return fail("positions do not ascend");
+    Ok(cursor.to_owned())
+}
+
+/// Checked changes, as parts of their text.
+#[derive(Default)]
+struct Gathered {
+    rows: Vec<Row>,
+    collections: Vec<CollectionOfPage>,
+    /// The strings that had escapes in them.
+    extra: String,
+}
+
+impl Gathered {
+    fn of(text: &str, changes: &[Change<'_>]) -> Result<Self, PageError> {
+        let mut spans = Spans { text, extra: String::new() };
+        let mut gathered: Vec<(&str, FieldScout<'_>)> = Vec::new();
+        let mut rows = Vec::with_capacity(changes.len());
+        let mut last = Position::ZERO;
+        for change in changes {
+            check_change(change)?;
+            if change.position < last {
+                return Err(PageError("positions do not ascend".to_owned()));
+            }
+            last = change.position;
+            let collection = index_of(&mut gathered, &change.collection);
+            let document = change.payload.map(serde_json::value::RawValue::get);
+            if let Some(document) = document {
+                gathered[collection].1.see(document);
+            }
+            rows.push(Row {
+                collection,
+                id: spans.of(&change.mongo_id),
+                document: document.map(|document| spans.of(document)),
+                updated_at: spans.of(&change.updated_at),
+                position: change.position,
+            });
         }
-        last = change.position;
+        let collections = gathered.into_iter().map(|(name, scout)| CollectionOfPage {
+            name: name.to_owned(),
+            fields: scout.into_names(),
+        });
+        Ok(Self { rows, collections: collections.collect(), extra: spans.extra })
     }
-    Ok(())
+
+    /// The page; `text` is taken.
+    fn into_page(self, text: &mut String, head: PageHead) -> Page {
+        let mut text = std::mem::take(text);
+        text.push_str(&self.extra);
+        let (rows, collections) = (self.rows, self.collections);
+        Page { text, rows, collections, head, decoded: Instant::now() }
+    }
 }
 
 fn check_change(change: &Change<'_>) -> Result<(), PageError> {

@@ -18,6 +18,7 @@ pub struct Metrics {
     pages: AtomicU64,
     changes: AtomicU64,
     page_bytes: AtomicU64,
+    sockets: AtomicU64,
 }
 
 impl Metrics {
@@ -30,6 +31,7 @@ impl Metrics {
             pages: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             page_bytes: AtomicU64::new(0),
+            sockets: AtomicU64::new(0),
         }
     }
 
@@ -44,6 +46,16 @@ impl Metrics {
         self.pages.fetch_add(1, Ordering::Relaxed);
         self.changes.fetch_add(changes as u64, Ordering::Relaxed);
         self.page_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A push socket was opened.
+    pub fn socket_opened(&self) {
+        self.sockets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A push socket was closed.
+    pub fn socket_closed(&self) {
+        self.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Changes in all pages so far.
@@ -103,7 +115,12 @@ impl Metrics {
             status.quarantined as f64,
         );
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-        metric("tidewire_pages_total", "counter", "Pages read for clients.", count(&self.pages));
+        metric(
+            "tidewire_pages_total",
+            "counter",
+            "Pages and frames sent to clients.",
+            count(&self.pages),
+        );
         metric(
             "tidewire_changes_served_total",
             "counter",
@@ -116,6 +133,7 @@ impl Metrics {
             "Bytes of those pages as sent.",
             count(&self.page_bytes),
         );
+        metric("tidewire_sockets", "gauge", "Open push sockets.", count(&self.sockets));
         let name = "tidewire_requests_total";
         let _ = writeln!(text, "# HELP {name} Requests by status.\n# TYPE {name} counter");
         let counts = self.requests_by_status.lock().unwrap_or_else(|e| e.into_inner());

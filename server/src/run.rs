@@ -95,7 +95,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }));
     let verifier = TokenVerifier::new(&config.auth, grants);
     let metrics = Arc::new(Metrics::new(config.log.dir.clone()));
-    let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone());
+    let origins = config.http.allowed_origins.clone();
+    let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone(), origins);
     let served = serve_both(listener, admin_listener, Arc::new(parts));
     until_stopped(capture, served, stop).await
 }
@@ -186,9 +187,9 @@ fn serve_both(listener: TcpListener, admin: TcpListener, parts: Arc<Parts>) -> J
         }
     }
     let draining = parts.draining.clone();
-    let ready = tokio::spawn(tell_when_ready(parts.status.clone(), draining.clone()));
-    let clients = serve::serve(listener, serve::router(Arc::clone(&parts)), draining.clone());
-    let operators = serve::serve(admin, serve::admin_router(parts), draining);
+    let ready = tokio::spawn(tell_when_ready(parts.status.clone(), draining));
+    let clients = serve::serve_clients(listener, Arc::clone(&parts));
+    let operators = serve::serve_operators(admin, parts);
     tokio::spawn(async move {
         tokio::join!(clients, operators);
         ready.abort();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use tidewire::{ClientBuilder, ClientError, State, Status, SyncClient, TransportChoice};
+use tidewire::{ClientBuilder, State, Status, SyncClient, TransportChoice};
 use tokio::sync::watch;
 
 use super::show::{plain, print_status};
@@ -20,10 +20,7 @@ pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
     let choice = match args.transport {
         Transport::Auto => TransportChoice::Auto,
         Transport::Poll => TransportChoice::Poll,
-        Transport::Push => {
-            let what = "this build has no push yet; use --transport auto, which holds long polls";
-            return Err(ClientError::Usage(what.into()).into());
-        }
+        Transport::Push => TransportChoice::Push,
     };
     let builder = builder(&args.source).poll_interval(args.poll_interval).transport(choice);
     run(&builder, args.once, args.source.json)

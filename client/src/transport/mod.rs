@@ -1,8 +1,10 @@
-//! How pages get here. One seam, three sides: the pull endpoint over HTTP, pages from memory, and
-//! (with an issue of its own) the push socket.
+//! How pages get here. One seam, two sides: a server (the pull endpoint, and the push socket beside
+//! it) and pages from memory.
 
 pub mod memory;
 pub mod pull;
+mod push;
+mod refusal;
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,6 +21,24 @@ pub struct PullRequest {
     pub since: String,
     /// How long the server may hold the answer while there is nothing to tell; whole seconds, 0 to 60.
     pub wait: Duration,
+}
+
+/// What to hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenRequest {
+    /// A cursor; empty for "from nothing".
+    pub since: String,
+    /// The replica is complete at that cursor.
+    pub complete: bool,
+}
+
+/// What was heard on the push socket.
+#[derive(Debug)]
+pub enum Heard {
+    /// The socket is open: what happens from now on comes by itself.
+    Listening,
+    /// Changes, or the word that there were none.
+    Page(Box<Page>),
 }
 
 /// Why there is no page. What to do about each is the machine's business.
@@ -72,6 +92,16 @@ pub trait Transport: Send + 'static {
         request: PullRequest,
         token: Token,
     ) -> impl Future<Output = Result<Page, Failure>> + Send + 'static;
+
+    /// The next that the push socket tells after `request.since`; opens it where it is not open, or not
+    /// there. Without a socket: a failure of the way.
+    fn listen(
+        &self,
+        _request: ListenRequest,
+        _token: Token,
+    ) -> impl Future<Output = Result<Heard, Failure>> + Send + 'static {
+        std::future::ready(Err(Failure::Unreachable("there is no push socket".to_owned())))
+    }
 
     /// The names of the collections that the token may see, those without documents too.
     fn collections(

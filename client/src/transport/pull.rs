@@ -6,39 +6,39 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
-use tidewire_protocol::ResyncReason;
 
-use super::{Failure, PullRequest, Transport};
+use super::push::Line;
+use super::refusal::{Refusal, plain};
+use super::{Failure, Heard, ListenRequest, PullRequest, Transport};
 use crate::page::Page;
 use crate::token::Token;
 
 /// Changes asked for in one page; the server's own byte limit mostly ends it sooner.
 const PAGE_CHANGES: u32 = 10_000;
 /// Largest answer that is taken, unpacked, in bytes: one document of 16 MB, all of it escapes.
-const ANSWER_BYTES_MAX: usize = 128 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// Largest error body or list of collections that is read, in bytes.
 const SMALL_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Time for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time for the answer to begin, beyond what the server was asked to wait.
 const ANSWER_GRACE: Duration = Duration::from_secs(8);
 /// Longest silence inside an answer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body up to this size is decoded where it is; a larger one away from the runtime's threads.
 const INLINE_BYTES_MAX: usize = 32 << 10;
-/// Longest text of a server that is passed on, in characters.
-const MESSAGE_CHARS_MAX: usize = 300;
 
 /// The address is not one that a server can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a server's address: {1}; write it like https://sync.example.com")]
 pub struct AddressError(String, String);
 
-/// Pulls from a server.
+/// Pulls from a server, and listens to it.
 #[derive(Clone, Debug)]
 pub struct HttpPull {
     client: Client,
     base: Url,
+    line: Line,
 }
 
 impl HttpPull {
@@ -74,7 +74,7 @@ impl HttpPull {
             tracing::warn!("http without TLS: the token can be read on the way");
         }
         let client = client.build().map_err(|error| fail(&causes(&error)))?;
-        Ok(Self { client, base })
+        Ok(Self { client, line: Line::new(&base), base })
     }
 
     /// The address in one spelling.
@@ -130,6 +130,14 @@ impl Transport for HttpPull {
         }
     }
 
+    fn listen(
+        &self,
+        request: ListenRequest,
+        token: Token,
+    ) -> impl Future<Output = Result<Heard, Failure>> + Send + 'static {
+        self.line.clone().listen(request, token)
+    }
+
     fn collections(
         &self,
         token: Token,
@@ -149,23 +157,6 @@ impl Transport for HttpPull {
 #[derive(Deserialize)]
 struct Told {
     collections: Vec<String>,
-}
-
-/// The parts of an error body that the client acts on; all may be missing.
-#[derive(Default, Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    error: RefusalDetail,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct RefusalDetail {
-    code: String,
-    message: String,
-    remedy: String,
-    reason: Option<String>,
-    retry_after: Option<u64>,
 }
 
 async fn decode(body: Vec<u8>) -> Result<Page, Failure> {
@@ -233,49 +224,8 @@ async fn refusal(response: Response) -> Failure {
         Ok(text) => text,
         Err(failure) => return failure,
     };
-    let told: Refusal =
-        if json { serde_json::from_slice(&text).unwrap_or_default() } else { Refusal::default() };
-    let ours = !told.error.code.is_empty();
-    let message = message(&told.error, status);
-    match status {
-        StatusCode::UNAUTHORIZED if ours || challenged => Failure::Unauthorized(message),
-        StatusCode::FORBIDDEN if ours => Failure::Forbidden(message),
-        StatusCode::GONE if told.error.code == "resync_required" => {
-            Failure::Resync(reason(told.error.reason.as_deref()))
-        }
-        // The cursor is text that this server can't read: it can't be continued either.
-        StatusCode::BAD_REQUEST if told.error.code == "invalid_since" => {
-            Failure::Resync(ResyncReason::ForeignLog)
-        }
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            let seconds = header_after.or(told.error.retry_after);
-            Failure::Busy { message, retry_after: seconds.map(Duration::from_secs) }
-        }
-        _ if ours || status.is_server_error() || status == StatusCode::NOT_FOUND => {
-            Failure::Server { status: status.as_u16(), message }
-        }
-        _ => Failure::Garbage(format!("it answered {status}")),
-    }
-}
-
-fn reason(name: Option<&str>) -> ResyncReason {
-    let known = name.and_then(|name| {
-        serde_json::from_value::<ResyncReason>(serde_json::Value::from(name)).ok()
-    });
-    known.unwrap_or(ResyncReason::CursorTooOld)
-}
-
-fn message(detail: &RefusalDetail, status: StatusCode) -> String {
-    match (detail.message.as_str(), detail.remedy.as_str()) {
-        ("", _) => status.to_string(),
-        (message, "") => plain(message),
-        (message, remedy) => format!("{}; {}", plain(message), plain(remedy)),
-    }
-}
-
-/// A foreign text made fit for a terminal: no control characters, not too long.
-fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect()
+    let told = if json { Refusal::read(&text) } else { Refusal::default() };
+    told.verdict(status, challenged, header_after)
 }
 
 fn is_loopback(url: &Url) -> bool {

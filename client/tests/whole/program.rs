@@ -68,7 +68,7 @@ async fn every_end_has_its_exit_code() {
     let unreachable = sync("http://127.0.0.1:1", folder.path(), &["--once"]).await;
     assert_eq!(unreachable.status.code(), Some(4), "{unreachable:?}");
 
-    for more in [&["--transport", "push"][..], &["--poll-interval", "0s"], &["--nonsense"]] {
+    for more in [&["--transport", "pigeon"][..], &["--poll-interval", "0s"], &["--nonsense"]] {
         let usage = sync(&server.address, folder.path(), more).await;
         assert_eq!(usage.status.code(), Some(2), "{usage:?}");
     }

@@ -24,6 +24,7 @@ mod schema;
 mod stat;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod write;
 
 pub use compaction::Compacted;
@@ -33,4 +34,5 @@ pub use key::sort_key;
 pub use read::{Entry, Flow, PageEnd, PageRequest, ReadError, Reader, Scope, Since};
 pub use record::{Body, CollectionId, CopyState, Head, Latest, NewChange, TailState};
 pub use stat::{CollectionStat, LogStat};
+pub use touched::{ChannelKey, Touched};
 pub use write::{KeyEntry, LogOptions, Writer};

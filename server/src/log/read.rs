@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::recent::SharedRecent;
 use super::record::head_position;
+use super::touched::LastCommits;
 use super::{Body, Cursor, Head, LogError};
 
 /// Connections kept open for the next reader.
@@ -126,6 +127,7 @@ struct Shared {
     idle: Mutex<Vec<Connection>>,
     head: watch::Receiver<Head>,
     recent: SharedRecent,
+    last_commits: LastCommits,
     /// Keeps the watch of a reader without a writer open.
     _alone: Option<watch::Sender<Head>>,
 }
@@ -135,8 +137,10 @@ impl Reader {
         path: PathBuf,
         head: watch::Receiver<Head>,
         recent: SharedRecent,
+        last_commits: LastCommits,
     ) -> Self {
-        let shared = Shared { path, idle: Mutex::default(), head, recent, _alone: None };
+        let idle = Mutex::default();
+        let shared = Shared { path, idle, head, recent, last_commits, _alone: None };
         Self { shared: Arc::new(shared) }
     }
 
@@ -154,7 +158,8 @@ impl Reader {
         conn.execute_batch("COMMIT").map_err(LogError::from)?;
         let (sender, head) = watch::channel(state.head);
         let idle = Mutex::new(vec![conn]);
-        let shared = Shared { path, idle, head, recent, _alone: Some(sender) };
+        let last_commits = LastCommits::default();
+        let shared = Shared { path, idle, head, recent, last_commits, _alone: Some(sender) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -227,6 +232,10 @@ impl Reader {
             }
         }
         result
+    }
+
+    pub(super) fn last_commits(&self) -> &LastCommits {
+        &self.shared.last_commits
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {

@@ -39,6 +39,11 @@ impl Recent {
         self.postings_len += 1;
     }
 
+    /// The channels that have postings, in no order.
+    pub(super) fn channels(&self) -> Vec<u32> {
+        self.postings.keys().copied().collect()
+    }
+
     /// The latest change of a document is `seq`.
     pub(super) fn set_latest(&mut self, collection: CollectionId, key: &[u8], seq: u64) {
         let keys = self.latest.entry(collection).or_default();

@@ -21,6 +21,7 @@ use super::postings::put_varint;
 use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
 use super::record::{KIND_DELETE, KIND_UPSERT, channel_ids, checksum, head_position};
+use super::touched::LastCommits;
 use super::{Body, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema};
 
 /// Channels whose numbers are kept in memory.
@@ -70,6 +71,7 @@ pub struct Writer {
     pub(super) channels: HashMap<CollectionId, HashMap<String, u32>>,
     pub(super) channels_len: usize,
     pub(super) shared: SharedRecent,
+    last_commits: LastCommits,
     /// The index entries of what is not committed.
     pub(super) fresh: Recent,
     /// Part of those is in the store already: the rest must follow with the next commit.
@@ -140,6 +142,7 @@ impl Writer {
             channels: HashMap::new(),
             channels_len: 0,
             shared: SharedRecent::default(),
+            last_commits: LastCommits::default(),
             fresh: Recent::default(),
             index_on_commit: false,
             in_transaction: false,
@@ -150,7 +153,12 @@ impl Writer {
         };
         writer.load()?;
         let path = schema::log_path(dir);
-        let reader = Reader::beside_writer(path, head_receiver, writer.shared.clone());
+        let reader = Reader::beside_writer(
+            path,
+            head_receiver,
+            writer.shared.clone(),
+            writer.last_commits.clone(),
+        );
         Ok((writer, reader))
     }
 
@@ -430,7 +438,12 @@ impl Writer {
     /// Hands what was committed to the readers.
     fn share(&mut self, indexed_seq: u64) {
         let mut shared = self.shared.write();
-        shared.head = self.head;
+        let after = std::mem::replace(&mut shared.head, self.head).seq;
+        if self.head.seq > after {
+            // Part of a large commit's entries may be in the store alone.
+            let channels = (!self.index_on_commit).then(|| self.fresh.channels());
+            self.last_commits.add(after, self.head.seq, channels);
+        }
         if std::mem::take(&mut self.index_on_commit) {
             shared.indexed_seq = indexed_seq;
             shared.recent.clear();

@@ -101,20 +101,26 @@ impl ApiError {
         }
     }
 
+    pub(super) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// What is told of it.
+    pub(super) fn detail(&self, request_id: &str) -> ErrorDetail {
+        let code = serde_json::to_value(self.code).ok();
+        ErrorDetail {
+            code: code.and_then(|c| c.as_str().map(str::to_owned)).unwrap_or_default(),
+            message: self.message.clone(),
+            remedy: self.remedy.clone(),
+            reason: self.reason,
+            retry_after: self.retry_after_seconds,
+            request_id: request_id.to_owned(),
+        }
+    }
+
     /// The whole answer.
     pub(super) fn render(&self, request_id: &str) -> Response {
-        let code = serde_json::to_value(self.code).ok();
-        let body = ErrorBody {
-            success: false,
-            error: ErrorDetail {
-                code: code.and_then(|c| c.as_str().map(str::to_owned)).unwrap_or_default(),
-                message: self.message.clone(),
-                remedy: self.remedy.clone(),
-                reason: self.reason,
-                retry_after: self.retry_after_seconds,
-                request_id: request_id.to_owned(),
-            },
-        };
+        let body = ErrorBody { success: false, error: self.detail(request_id) };
         let mut response = (self.status(), axum::Json(body)).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_seconds {

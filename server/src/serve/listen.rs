@@ -11,11 +11,11 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::stall::StallGuard;
 
@@ -42,8 +42,8 @@ content-type: application/json\r\ncontent-length: 191\r\n\r\n\
 
 /// Answers on `listener` by `app` until `draining` is cancelled, then finishes what was begun, for
 /// [`DRAIN_MAX`] at most.
-pub async fn serve(listener: TcpListener, app: Router, draining: CancellationToken) {
-    let graceful = GracefulShutdown::new();
+pub(super) async fn serve(listener: TcpListener, app: Router, draining: CancellationToken) {
+    let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let service = TowerToHyperService::new(app);
     let mut http = http1::Builder::new();
@@ -75,9 +75,18 @@ pub async fn serve(listener: TcpListener, app: Router, draining: CancellationTok
         // A page goes out at once, not when the other side has acknowledged the packet before.
         let _ = stream.set_nodelay(true);
         let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL_MAX));
-        let connection = graceful.watch(http.serve_connection(io, service.clone()));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let connection = http.serve_connection(io, service.clone()).with_upgrades();
+        let draining = draining.clone();
+        connections.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = draining.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
                     "a connection ended early"
@@ -87,7 +96,8 @@ pub async fn serve(listener: TcpListener, app: Router, draining: CancellationTok
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
+    connections.close();
+    if tokio::time::timeout(DRAIN_MAX, connections.wait()).await.is_err() {
         tracing::warn!("some clients did not take their answers in time; they are cut off");
     }
 }

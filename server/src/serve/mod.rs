@@ -1,4 +1,4 @@
-//! Serves the log: one read, delivered by pull and long poll; the routes beside them; the operators'
+//! Serves the log: one read, delivered by pull, long poll and push; the routes beside them; the operators'
 //! listener. Reads the log and what capture says about itself, and knows neither MongoDB nor tokens'
 //! keys.
 
@@ -8,6 +8,7 @@ mod errors;
 mod guard;
 mod health;
 mod listen;
+mod live;
 mod openapi;
 mod page;
 mod pull;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +31,7 @@ use crate::log::Reader;
 use crate::metrics::Metrics;
 use crate::status::StatusReceiver;
 
-pub use listen::serve;
+use listen::serve;
 pub use page::{Format, PageWriter};
 
 /// Everything that serving needs, alive. One for both listeners.
@@ -47,6 +49,9 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the server is to stop: nothing new is begun, what waits is answered.
     pub draining: CancellationToken,
+    /// Origins whose pages may open a push socket.
+    pub allowed_origins: Vec<String>,
+    pub(crate) live: live::Live,
     bounds: Bounds,
 }
 
@@ -74,19 +79,42 @@ impl Parts {
         status: StatusReceiver,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
+        allowed_origins: Vec<String>,
     ) -> Self {
         let bounds = Bounds {
             reads: Arc::new(Semaphore::new(READS_MAX)),
             page_memory_kib: Arc::new(Semaphore::new(PAGE_MEMORY_KIB)),
         };
-        Self { reader, rules, verifier, status, metrics, draining, bounds }
+        let live = live::Live::default();
+        Self { reader, rules, verifier, status, metrics, draining, allowed_origins, live, bounds }
     }
 }
 
+/// Serves clients on `listener` until the parts drain, then ends what was begun.
+pub async fn serve_clients(listener: TcpListener, parts: Arc<Parts>) {
+    let draining = parts.draining.clone();
+    let hub = Arc::clone(&parts.live.hub);
+    let waking = tokio::spawn(live::follow(hub, parts.reader.clone(), draining.clone()));
+    let listening = serve(listener, router(Arc::clone(&parts)), draining.clone());
+    let sockets = async {
+        draining.cancelled().await;
+        parts.live.finished().await;
+    };
+    tokio::join!(listening, sockets);
+    waking.abort();
+}
+
+/// Serves operators on `listener` until the parts drain.
+pub async fn serve_operators(listener: TcpListener, parts: Arc<Parts>) {
+    let draining = parts.draining.clone();
+    serve(listener, admin_router(parts), draining).await;
+}
+
 /// The routes for clients.
-pub fn router(parts: Arc<Parts>) -> Router {
+fn router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/api/sync/pull", get(pull::pull))
+        .route("/api/sync/live", get(live::live))
         .route("/api/sync/status", get(status::status))
         .route("/api/sync/openapi.json", get(openapi::openapi))
         .route("/healthz", get(health::healthz))
@@ -98,7 +126,7 @@ pub fn router(parts: Arc<Parts>) -> Router {
 }
 
 /// The routes for operators; no token is asked, so they belong on a loopback address.
-pub fn admin_router(parts: Arc<Parts>) -> Router {
+fn admin_router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/", get(admin::page))
         .route("/metrics", get(admin::metrics))

@@ -29,6 +29,7 @@ pub struct PageWriter<'a> {
     out: Vec<u8>,
     rules: &'a RuleSet,
     format: Format,
+    bytes_max: usize,
     /// Where the changes begin in `out`.
     first: usize,
     count: usize,
@@ -48,11 +49,23 @@ impl<'a> PageWriter<'a> {
         out.extend_from_slice(br#"{"success":true,"serverTime":""#);
         write_time_ms(now_ms, &mut out);
         out.extend_from_slice(br#"","changes":["#);
+        Self::begin_with(rules, format, out, PAGE_BYTES_MAX)
+    }
+
+    /// Begins what ends before its changes take more than `bytes_max`, after a beginning of another
+    /// kind.
+    pub(super) fn begin_with(
+        rules: &'a RuleSet,
+        format: Format,
+        out: Vec<u8>,
+        bytes_max: usize,
+    ) -> Self {
         let first = out.len();
         Self {
             out,
             rules,
             format,
+            bytes_max,
             first,
             count: 0,
             key: Vec::new(),
@@ -73,7 +86,7 @@ impl<'a> PageWriter<'a> {
             self.turn_to(entry.collection);
         }
         self.write(entry);
-        if self.count > 0 && self.out.len() - self.first > PAGE_BYTES_MAX {
+        if self.count > 0 && self.out.len() - self.first > self.bytes_max {
             self.out.truncate(before);
             return Flow::Full;
         }
@@ -130,6 +143,11 @@ impl<'a> PageWriter<'a> {
             write_mongo_id(id, &mut self.key);
         }
         write_json_string(&String::from_utf8_lossy(&self.key), &mut self.out);
+    }
+
+    /// What was written, for an end of another kind.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.out
     }
 
     /// The finished page.

@@ -86,7 +86,7 @@ impl Values {
     }
 }
 
-fn parse_since(text: &str, now_seconds: i64) -> Result<Since, ApiError> {
+pub(super) fn parse_since(text: &str, now_seconds: i64) -> Result<Since, ApiError> {
     if matches!(text, "" | "0") {
         return Ok(Since::Nothing);
     }
@@ -152,7 +152,7 @@ fn parse_collections(text: &str) -> Result<Vec<String>, ApiError> {
     Ok(names)
 }
 
-fn parse_format(text: &str) -> Result<Format, ApiError> {
+pub(super) fn parse_format(text: &str) -> Result<Format, ApiError> {
     match text {
         "json" => Ok(Format::Json),
         "ejson" => Ok(Format::Ejson),

@@ -97,6 +97,19 @@ impl Parts {
     }
 
     fn read_blocking(&self, job: &PageJob) -> Result<Made, ReadError> {
+        let writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
+        let (writer, end) = self.write_changes(job, writer)?;
+        let (mut body, encoding) = compress(writer.finish(&end), job.encoding);
+        body.shrink_to_fit();
+        Ok((body, encoding, end))
+    }
+
+    /// Reads what follows `job.since` into `writer`.
+    pub(super) fn write_changes<'a>(
+        &'a self,
+        job: &PageJob,
+        mut writer: PageWriter<'a>,
+    ) -> Result<(PageWriter<'a>, PageEnd), ReadError> {
         let operation_time = self.status.borrow().operation_time;
         // A time that the log has not come to yet reads from the log's last second: no fewer changes,
         // and a cursor to go on with.
@@ -111,11 +124,8 @@ impl Parts {
             limit: job.limit,
             operation_time,
         };
-        let mut writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
         let end = self.reader.page(&request, &mut |entry| writer.entry(entry))?;
-        let (mut body, encoding) = compress(writer.finish(&end), job.encoding);
-        body.shrink_to_fit();
-        Ok((body, encoding, end))
+        Ok((writer, end))
     }
 
     /// The answer to a cursor that this log has not reached: nothing new, and what the cursor said of

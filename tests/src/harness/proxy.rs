@@ -18,6 +18,7 @@ struct Weather {
     delay: Duration,
     black_hole: bool,
     refuse: bool,
+    no_upgrades: bool,
     /// Connections of earlier ages are cut.
     age: u64,
 }
@@ -82,6 +83,15 @@ impl Proxy {
         });
     }
 
+    /// Answers requests for a WebSocket with 403, and cuts those that there are; or lets them through
+    /// again.
+    pub fn block_upgrades(&self, block: bool) {
+        self.weather.send_modify(|weather| {
+            weather.no_upgrades = block;
+            weather.age += u64::from(block);
+        });
+    }
+
     /// Holds every chunk back for so long, each way.
     pub fn delay(&self, delay: Duration) {
         self.weather.send_modify(|weather| weather.delay = delay);
@@ -113,7 +123,11 @@ async fn accept_all(
     }
 }
 
-async fn connect(near: TcpStream, target: String, mut weather: watch::Receiver<Weather>) {
+async fn connect(mut near: TcpStream, target: String, mut weather: watch::Receiver<Weather>) {
+    if weather.borrow().no_upgrades && asks_for_upgrade(&near).await {
+        let _ = near.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await;
+        return;
+    }
     let Ok(far) = TcpStream::connect(&target).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let age = weather.borrow().age;
@@ -124,6 +138,13 @@ async fn connect(near: TcpStream, target: String, mut weather: watch::Receiver<W
         () = forward(far_in, near_out, weather.clone()) => {}
         _ = weather.wait_for(|weather| weather.age != age) => {}
     }
+}
+
+/// Whether a connection begins with a request for a WebSocket.
+async fn asks_for_upgrade(near: &TcpStream) -> bool {
+    let mut head = vec![0; CHUNK_BYTES];
+    let read = near.peek(&mut head).await.unwrap_or(0);
+    String::from_utf8_lossy(&head[..read]).to_ascii_lowercase().contains("websocket")
 }
 
 async fn forward(

@@ -72,7 +72,7 @@ async fn a_replica_follows_its_source_and_equals_it() {
     let status = client.status().await;
     assert_eq!(status["state"], "live", "{status}");
     assert_eq!(status["isOnline"], true);
-    assert_eq!(status["transport"], "long_poll");
+    assert_eq!(status["transport"], "push");
     assert!(client.stop().await.success());
     assert_eq!(client.status().await["state"], "stopped");
 }
@@ -111,6 +111,66 @@ async fn a_client_outlives_its_server_and_its_network() {
     .await;
     proxy.black_hole(false);
     stack.arrives(&client, 6).await;
+    stack.equals(&client).await;
+}
+
+/// Waits until the client says that changes come in this way.
+async fn comes_by(client: &Client, transport: &str) {
+    eventually(&format!("the client goes by {transport}"), SOON, || async {
+        (client.status().await["transport"] == transport).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_socket_is_blocked_long_polls_go_on_and_the_socket_comes_back() {
+    let stack = stack().await;
+    let proxy = Proxy::to(stack.server.url().replace("http://", "")).await;
+    let mut client = stack.client(&proxy.url());
+    client.start();
+    stack.arrives(&client, 1).await;
+    comes_by(&client, "push").await;
+    proxy.block_upgrades(true);
+    for mark in 2..5 {
+        stack.arrives(&client, mark).await;
+    }
+    comes_by(&client, "long_poll").await;
+    assert_eq!(client.status().await["state"], "live");
+    proxy.block_upgrades(false);
+    comes_by(&client, "push").await;
+    stack.arrives(&client, 5).await;
+    stack.equals(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_as_live_by_push_as_the_source_tells() {
+    let stack = stack().await;
+    let mut client = stack.client(&stack.server.url());
+    client.start();
+    stack.arrives(&client, 1).await;
+    comes_by(&client, "push").await;
+    // Transfers between two documents, each in a transaction, and a reader of the replica.
+    let users = stack.mongo.db.collection::<Document>("users");
+    for n in 0..100 {
+        let mut session = stack.mongo.client.start_session().await.expect("a session");
+        session.start_transaction().await.expect("begin");
+        for (id, by) in [(0, -1), (1, 1)] {
+            let change = doc! { "$inc": { "n": by } };
+            users
+                .update_one(doc! { "_id": id }, change)
+                .session(&mut session)
+                .await
+                .expect("update");
+        }
+        session.commit_transaction().await.expect("commit");
+        let sum: i64 = client
+            .open()
+            .expect("a replica")
+            .query_row("SELECT sum(n) FROM users WHERE _id IN ('~0', '~1')", [], |row| row.get(0))
+            .expect("a sum");
+        assert_eq!(sum, 1, "torn after {n} transfers");
+    }
+    stack.arrives(&client, 2).await;
     stack.equals(&client).await;
 }
 

@@ -8,6 +8,7 @@ mod harness;
 mod keys_and_payloads;
 mod patch_oracle;
 mod replay;
+mod serve_live;
 mod serve_openapi;
 mod serve_program;
 mod serve_pull;

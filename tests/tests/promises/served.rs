@@ -28,6 +28,8 @@ uri = "mongodb://127.0.0.1:1/?replicaSet=rs0"
 database = "invoify"
 [auth]
 hs256_secret = "SECRET"
+[http]
+allowed_origins = ["https://app.example"]
 [access]
 grants = ["everyone", "user:{sub}", "role:{roles}"]
 [[collections]]
@@ -88,11 +90,12 @@ impl Served {
             receiver,
             Arc::new(Metrics::new(dir.path().to_owned())),
             draining.clone(),
+            config.http.allowed_origins.clone(),
         ));
         let (listener, url) = listen().await;
         let (admin, admin_url) = listen().await;
-        let clients = serve::serve(listener, serve::router(Arc::clone(&parts)), draining.clone());
-        let operators = serve::serve(admin, serve::admin_router(parts), draining.clone());
+        let clients = serve::serve_clients(listener, Arc::clone(&parts));
+        let operators = serve::serve_operators(admin, parts);
         let tasks = [tokio::spawn(clients), tokio::spawn(operators)];
         let http = Client::builder().timeout(Duration::from_secs(60)).build().expect("a client");
         Self { url, admin_url, writer, status: sender, draining, http, tasks, rules, _dir: dir }

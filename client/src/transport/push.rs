@@ -1,0 +1,230 @@
+//! The push socket: one connection on which changes come by themselves.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::{SinkExt as _, StreamExt as _};
+use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+use tidewire_protocol::Position;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Response};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+use super::pull::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT};
+use super::refusal::{Refusal, plain};
+use super::{Failure, Heard, ListenRequest};
+use crate::page::{Page, time_ms};
+use crate::replica::now_ms;
+use crate::token::Token;
+
+/// A server that said nothing for its own keepalive's time and this much more is gone.
+const SILENCE_GRACE: Duration = Duration::from_secs(4);
+/// The longest keepalive that is believed: the contract's is 25 s.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(25);
+/// The answer to a hello must begin within this time.
+const WELCOME_MAX: Duration = Duration::from_secs(8);
+
+/// The line to a server: its address, and the socket while nobody listens to it.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    url: Arc<str>,
+    kept: Arc<Mutex<Option<Socket>>>,
+}
+
+/// An open socket. Dropped with the wait for its next frame: who stops listening hangs up.
+#[derive(Debug)]
+struct Socket {
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    token: Token,
+    /// What was told so far reaches to here.
+    cursor: String,
+    through: Option<Position>,
+    /// The replica is complete there.
+    complete: bool,
+    /// Its clock less ours, milliseconds.
+    skew_ms: i64,
+    silence_max: Duration,
+}
+
+/// What the client needs of a frame that is not one of changes.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Frame<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    server_time: Option<String>,
+    keepalive_seconds: Option<u64>,
+    through: Option<Position>,
+    cursor: Option<String>,
+}
+
+impl Line {
+    pub(super) fn new(base: &Url) -> Self {
+        let mut url = base.clone();
+        url.set_path(&format!("{}api/sync/live", base.path()));
+        // Of the two schemes that an address can have.
+        let url = url.as_str().replacen("http", "ws", 1);
+        Self { url: url.into(), kept: Arc::default() }
+    }
+
+    /// The next that the socket tells after `request.since`.
+    pub(super) async fn listen(
+        self,
+        request: ListenRequest,
+        token: Token,
+    ) -> Result<Heard, Failure> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let goes_on = |socket: &Socket| socket.cursor == request.since && socket.token == token;
+        let (socket, heard) = match kept.filter(goes_on) {
+            Some(mut socket) => {
+                let page = socket.next().await?;
+                (socket, Heard::Page(Box::new(page)))
+            }
+            None => (self.connect(request, token).await?, Heard::Listening),
+        };
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+        Ok(heard)
+    }
+
+    async fn connect(&self, request: ListenRequest, token: Token) -> Result<Socket, Failure> {
+        let unreachable = |error: &dyn std::fmt::Display| {
+            Failure::Unreachable(format!("no push socket: {}", plain(&error.to_string())))
+        };
+        let mut upgrade = (*self.url).into_client_request().map_err(|error| unreachable(&error))?;
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
+            .map_err(|_| Failure::Unauthorized("the token is no header's value".to_owned()))?;
+        upgrade.headers_mut().insert(AUTHORIZATION, bearer);
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(ANSWER_BYTES_MAX))
+            .max_frame_size(Some(ANSWER_BYTES_MAX));
+        let connected =
+            timeout(CONNECT_TIMEOUT, connect_async_with_config(upgrade, Some(config), true));
+        let stream = match connected.await {
+            Err(_) => return Err(Failure::Unreachable("no push socket: no answer".to_owned())),
+            Ok(Err(Error::Http(answer))) => return Err(refused(&answer)),
+            Ok(Err(error)) => return Err(unreachable(&error)),
+            Ok(Ok((stream, _))) => stream,
+        };
+        let mut socket = Socket {
+            stream,
+            token,
+            cursor: request.since,
+            through: None,
+            complete: request.complete,
+            skew_ms: 0,
+            silence_max: WELCOME_MAX,
+        };
+        socket.greet().await?;
+        Ok(socket)
+    }
+}
+
+/// The answer to a request for a socket that is none.
+fn refused(answer: &Response<Option<Vec<u8>>>) -> Failure {
+    let told = Refusal::read(answer.body().as_deref().unwrap_or_default());
+    let retry_after = answer.headers().get(RETRY_AFTER);
+    let seconds = retry_after.and_then(|after| after.to_str().ok()?.trim().parse().ok());
+    let status = StatusCode::from_u16(answer.status().as_u16());
+    let challenged = answer.headers().contains_key(WWW_AUTHENTICATE);
+    told.verdict(status.unwrap_or(StatusCode::BAD_GATEWAY), challenged, seconds)
+}
+
+impl Socket {
+    async fn greet(&mut self) -> Result<(), Failure> {
+        let hello = serde_json::json!({ "type": "hello", "since": self.cursor }).to_string();
+        let sent = timeout(CONNECT_TIMEOUT, self.stream.send(Message::Text(hello.into())));
+        sent.await.map_err(|_| gone("it takes nothing"))?.map_err(|error| gone(&error))?;
+        let text = self.text().await?;
+        let welcome = frame(&text)?;
+        if welcome.kind != "welcome" {
+            return Err(Failure::Garbage("the first frame is no welcome".to_owned()));
+        }
+        let server_ms = welcome.server_time.as_deref().and_then(time_ms).unwrap_or_else(now_ms);
+        self.skew_ms = server_ms - now_ms();
+        let keepalive = welcome.keepalive_seconds.map_or(KEEPALIVE_MAX, Duration::from_secs);
+        self.silence_max = keepalive.min(KEEPALIVE_MAX) + SILENCE_GRACE;
+        Ok(())
+    }
+
+    /// The next page that the socket tells.
+    async fn next(&mut self) -> Result<Page, Failure> {
+        loop {
+            let text = self.text().await?;
+            let told = frame(&text)?;
+            let server_ms = now_ms() + self.skew_ms;
+            match told.kind {
+                "changes" => {
+                    let page = Page::decode_frame(text, self.through, server_ms)
+                        .map_err(|error| Failure::Garbage(error.to_string()))?;
+                    let head = page.head();
+                    self.cursor.clone_from(&head.cursor);
+                    (self.through, self.complete) = (Some(head.checkpoint), head.complete);
+                    return Ok(page);
+                }
+                "keepalive" => {
+                    let (Some(cursor), Some(through)) = (&told.cursor, told.through) else {
+                        return Err(Failure::Garbage("a keepalive without a cursor".to_owned()));
+                    };
+                    if self.through.is_some_and(|last| through < last) {
+                        return Err(Failure::Garbage("a keepalive that goes back".to_owned()));
+                    }
+                    // Between two parts of what is told in parts, it says nothing.
+                    if self.complete {
+                        self.through = Some(through);
+                        self.cursor.clone_from(cursor);
+                        return Page::without_news(cursor, through, server_ms)
+                            .map_err(|error| Failure::Garbage(error.to_string()));
+                    }
+                }
+                // A later server may say more.
+                _ => {}
+            }
+        }
+    }
+
+    /// The next text frame that is no error.
+    async fn text(&mut self) -> Result<String, Failure> {
+        loop {
+            let received = timeout(self.silence_max, self.stream.next()).await;
+            let message = received.map_err(|_| gone("it has fallen silent"))?;
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    let text = text.to_string();
+                    if frame(&text)?.kind == "error" {
+                        return Err(Refusal::read(text.as_bytes()).in_band());
+                    }
+                    return Ok(text);
+                }
+                Some(Ok(Message::Close(close))) => {
+                    return Err(closed(close.map(|c| c.code.into())));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(gone(&error)),
+                None => return Err(closed(None)),
+            }
+        }
+    }
+}
+
+fn frame(text: &str) -> Result<Frame<'_>, Failure> {
+    serde_json::from_str(text).map_err(|error| Failure::Garbage(format!("a frame: {error}")))
+}
+
+fn gone(why: &(impl std::fmt::Display + ?Sized)) -> Failure {
+    Failure::Unreachable(format!("the push socket: {}", plain(&why.to_string())))
+}
+
+/// A close that no error frame came before.
+fn closed(code: Option<u16>) -> Failure {
+    match code {
+        Some(4401) => Failure::Unauthorized("the server closed the socket".to_owned()),
+        Some(code) => Failure::Unreachable(format!("the push socket was closed with {code}")),
+        None => Failure::Unreachable("the push socket was cut off".to_owned()),
+    }
+}

@@ -1,0 +1,98 @@
+//! The frames of the push socket.
+
+use serde::{Deserialize, Serialize};
+use tidewire_protocol::Position;
+use tidewire_protocol::error::ErrorDetail;
+
+use crate::log::Cursor;
+
+/// What a client says.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum FromClient {
+    Hello(Hello),
+    Auth { token: String },
+}
+
+/// A client's first frame.
+#[derive(Debug, Deserialize)]
+pub(super) struct Hello {
+    #[serde(default)]
+    pub(super) since: SinceText,
+    pub(super) collections: Option<Vec<String>>,
+    pub(super) format: Option<String>,
+}
+
+/// A cursor, a time, or nothing, which may be the number 0 too.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum SinceText {
+    Text(String),
+    Number(u8),
+}
+
+impl Default for SinceText {
+    fn default() -> Self {
+        Self::Number(0)
+    }
+}
+
+impl SinceText {
+    /// As a pull would send it.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
+pub(super) enum FromServer {
+    Welcome {
+        server_time: String,
+        checkpoint: Position,
+        keepalive_seconds: u64,
+        token_expires_in: u64,
+    },
+    Keepalive {
+        through: Position,
+        cursor: String,
+        server_time: String,
+        token_expires_in: u64,
+    },
+    Error {
+        success: bool,
+        error: ErrorDetail,
+    },
+}
+
+impl FromServer {
+    pub(super) fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What a `changes` frame says before and after its changes.
+#[derive(Debug)]
+pub(in crate::serve) struct Covers {
+    /// Exclusive.
+    pub(in crate::serve) after: Position,
+}
+
+impl Covers {
+    pub(in crate::serve) fn begin(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(
+            format!(r#"{{"type":"changes","after":"{}","changes":["#, self.after).as_bytes(),
+        );
+    }
+
+    pub(in crate::serve) fn end(&self, cursor: &Cursor, complete: bool, out: &mut Vec<u8>) {
+        let through = cursor.position().max(self.after);
+        out.extend_from_slice(
+            format!(r#"],"through":"{through}","cursor":"{cursor}","complete":{complete}}}"#)
+                .as_bytes(),
+        );
+    }
+}

@@ -1,0 +1,313 @@
+//! One push socket, from its hello to its close.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+use rand::RngExt as _;
+use tidewire_protocol::ErrorCode;
+use tokio::time::{Instant, Sleep};
+
+use super::super::Parts;
+use super::super::compress::Encoding;
+use super::super::errors::ApiError;
+use super::super::page::Format;
+use super::super::query::{parse_format, parse_since};
+use super::super::read::PageJob;
+use super::frames::{FromClient, FromServer, Hello};
+use super::hub::Watch;
+use super::pages::position_of;
+use crate::access::token::LEEWAY_SECONDS;
+use crate::access::{Identity, TokenError};
+use crate::log::Since;
+use crate::metrics::{now_ms, time_text};
+
+/// The first frame must come within this time.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// A socket hears something at least this often.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Each keepalive comes with a ping; a client that has answered none for so long is gone.
+const HEARD_MAX: Duration = Duration::from_secs(60);
+/// Changes in a frame.
+const LIMIT: usize = 1_000;
+/// A socket that has taken nothing of a frame for this long goes when memory is short.
+const STUCK: Duration = Duration::from_secs(1);
+/// A frame must be taken within this time; then the socket is closed.
+const TAKEN_MAX: Duration = Duration::from_secs(10);
+/// Told to those whom a stopping server sends away: seconds, spread evenly.
+const RETRY_SECONDS_MAX: u32 = 5;
+
+/// Why a session ends.
+enum End {
+    /// The other side went, or can't be told any more.
+    Gone,
+    /// To be told.
+    Told { close: u16, error: ApiError },
+}
+
+impl From<ApiError> for End {
+    fn from(error: ApiError) -> Self {
+        let close = match error.code() {
+            ErrorCode::Unauthenticated | ErrorCode::TokenExpired => 4401,
+            ErrorCode::Forbidden => 4403,
+            ErrorCode::ResyncRequired => 4410,
+            ErrorCode::RateLimited => 4429,
+            ErrorCode::Draining => 1001,
+            // "Try again later", in the registry of close codes.
+            ErrorCode::NotReady => 1013,
+            ErrorCode::Internal => 1011,
+            _ => 4400,
+        };
+        Self::Told { close, error }
+    }
+}
+
+impl From<TokenError> for End {
+    fn from(error: TokenError) -> Self {
+        ApiError::from(error).into()
+    }
+}
+
+fn bad_frame(message: impl Into<String>) -> End {
+    let remedy =
+        "send a hello first, and then nothing but auth, each one JSON object in a text frame";
+    ApiError::new(ErrorCode::BadRequest, message, remedy).into()
+}
+
+fn too_slow(message: &str) -> End {
+    let error = ApiError::new(ErrorCode::BadRequest, message, "connect again with the same cursor");
+    End::Told { close: 4408, error }
+}
+
+pub(super) async fn run(parts: Arc<Parts>, identity: Identity, mut socket: WebSocket) {
+    parts.metrics.socket_opened();
+    let end = match parts.live.seat(&identity.subject) {
+        // On the heap: most of its life a session waits, and then it should take little.
+        Some(_seat) => Box::pin(talk(&parts, identity, &mut socket)).await,
+        None => {
+            let message = "there are too many push sockets";
+            let remedy = "close some, or poll";
+            Err(ApiError::new(ErrorCode::RateLimited, message, remedy).retry_after(30).into())
+        }
+    };
+    parts.metrics.socket_closed();
+    if let Err(End::Told { close, error }) = end {
+        let request_id = format!("{:016x}", rand::random::<u64>());
+        tracing::debug!(close, request_id, "a push socket is closed");
+        let detail = error.detail(&request_id);
+        let code = detail.code.clone();
+        let told = FromServer::Error { success: false, error: detail }.text();
+        let last = async {
+            let _ = socket.send(Message::Text(told.into())).await;
+            let reason = Utf8Bytes::from(code);
+            let _ = socket.send(Message::Close(Some(CloseFrame { code: close, reason }))).await;
+            // Until the other side has closed too: else what is on its way may be lost.
+            while let Some(Ok(_)) = socket.recv().await {}
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), last).await;
+    }
+}
+
+/// An open session.
+struct Session<'a> {
+    parts: &'a Arc<Parts>,
+    identity: Identity,
+    job: PageJob,
+    /// What the hello asked for.
+    asked: Option<Vec<String>>,
+    watch: Watch,
+    /// The last frame said so, or the cursor it began with.
+    complete: bool,
+    /// When the next keepalive is due.
+    keepalive: Pin<Box<Sleep>>,
+    heard: Instant,
+}
+
+async fn talk(parts: &Arc<Parts>, identity: Identity, socket: &mut WebSocket) -> Result<(), End> {
+    let hello = tokio::select! {
+        () = parts.draining.cancelled() => return Err(draining()),
+        hello = tokio::time::timeout(HELLO_MAX, hello(socket)) => match hello {
+            Ok(hello) => hello?,
+            Err(_) => return Err(too_slow("no hello came within 10 s")),
+        },
+    };
+    let mut session = Session::begin(parts, identity, hello)?;
+    session.welcome(socket).await?;
+    loop {
+        session.tell(socket).await?;
+        session.wait(socket).await?;
+    }
+}
+
+async fn hello(socket: &mut WebSocket) -> Result<Hello, End> {
+    loop {
+        if let Some(frame) = understood(socket.recv().await)? {
+            return match frame {
+                FromClient::Hello(hello) => Ok(hello),
+                FromClient::Auth { .. } => Err(bad_frame("the first frame must be a hello")),
+            };
+        }
+    }
+}
+
+/// A client's frame; `None` for what is not for us.
+fn understood(received: Option<Result<Message, axum::Error>>) -> Result<Option<FromClient>, End> {
+    match received {
+        Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(error) => Err(bad_frame(format!("a frame can't be understood: {error}"))),
+        },
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+        Some(Ok(Message::Binary(_))) => Err(bad_frame("a binary frame")),
+        Some(Ok(Message::Close(_))) | None => Err(End::Gone),
+        Some(Err(_)) => Err(bad_frame("a frame that is too large or none at all")),
+    }
+}
+
+fn draining() -> End {
+    let seconds = rand::rng().random_range(1..=RETRY_SECONDS_MAX);
+    ApiError::draining().retry_after(seconds).into()
+}
+
+fn seconds_left(identity: &Identity) -> u64 {
+    let now = u64::try_from(now_ms() / 1_000).unwrap_or(0);
+    identity.expires_at.saturating_sub(now)
+}
+
+impl<'a> Session<'a> {
+    fn begin(parts: &'a Arc<Parts>, identity: Identity, hello: Hello) -> Result<Self, End> {
+        let since = parse_since(&hello.since.text(), now_ms() / 1_000)?;
+        let format = hello.format.as_deref().map_or(Ok(Format::Json), parse_format)?;
+        let collections = parts.visible(&identity, hello.collections.as_deref())?;
+        // Before the first read: what is committed while it runs wakes the wait after it.
+        let watch = parts.live.hub.watch(&collections, &identity.channels);
+        let complete = matches!(&since, Since::Cursor(cursor) if cursor.is_complete());
+        let job = PageJob {
+            since,
+            collections: collections.into(),
+            channels: identity.channels.clone().into(),
+            limit: LIMIT,
+            format,
+            encoding: Encoding::Identity,
+        };
+        let keepalive = Box::pin(tokio::time::sleep(KEEPALIVE));
+        let (asked, heard) = (hello.collections, Instant::now());
+        Ok(Self { parts, identity, job, asked, watch, complete, keepalive, heard })
+    }
+
+    async fn welcome(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+        let welcome = FromServer::Welcome {
+            server_time: time_text(now_ms()),
+            checkpoint: self.parts.reader.head().borrow().position,
+            keepalive_seconds: KEEPALIVE.as_secs(),
+            token_expires_in: seconds_left(&self.identity),
+        };
+        self.send(socket, welcome.text().into()).await
+    }
+
+    /// Tells everything that follows the cursor.
+    async fn tell(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+        loop {
+            if self.parts.draining.is_cancelled() {
+                return Err(draining());
+            }
+            self.parts.check_serving()?;
+            let frame = self.parts.frame(&self.job).await?;
+            let end = &frame.end;
+            if frame.is_ahead {
+                return Ok(());
+            }
+            let completes = end.complete && !self.complete;
+            if end.count > 0 || end.has_more || completes {
+                self.parts.metrics.page(end.count, frame.text.len());
+                self.send(socket, frame.text.clone()).await?;
+                self.job.since = Since::Cursor(end.cursor.clone());
+                self.complete = end.complete;
+            } else if matches!(self.job.since, Since::Nothing | Since::Time(_)) {
+                self.job.since = Since::Cursor(end.cursor.clone());
+            }
+            if !end.has_more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until there may be something to tell.
+    async fn wait(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+        loop {
+            let left = Duration::from_secs(seconds_left(&self.identity) + LEEWAY_SECONDS);
+            tokio::select! {
+                () = self.parts.draining.cancelled() => return Err(draining()),
+                () = self.watch.woken() => return Ok(()),
+                received = socket.recv() => {
+                    self.heard = Instant::now();
+                    if let Some(frame) = understood(received)? {
+                        self.renew(frame)?;
+                        return Ok(());
+                    }
+                }
+                () = self.keepalive.as_mut() => return self.keep_alive(socket).await,
+                () = tokio::time::sleep(left) => return Err(TokenError::Expired.into()),
+            }
+        }
+    }
+
+    /// Nothing was told for a while: says so, and how far that reaches.
+    async fn keep_alive(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+        if self.heard.elapsed() > HEARD_MAX {
+            return Err(too_slow("no ping was answered for a minute"));
+        }
+        let frame = self.parts.frame(&self.job).await?;
+        let end = &frame.end;
+        let silent = end.count == 0 && !end.has_more && (self.complete || !end.complete);
+        if silent && !frame.is_ahead {
+            self.job.since = Since::Cursor(end.cursor.clone());
+        }
+        if let Since::Cursor(cursor) = &self.job.since {
+            let keepalive = FromServer::Keepalive {
+                through: position_of(&self.job.since),
+                cursor: cursor.to_string(),
+                server_time: time_text(now_ms()),
+                token_expires_in: seconds_left(&self.identity),
+            };
+            self.send(socket, keepalive.text().into()).await?;
+        }
+        socket.send(Message::Ping(Vec::new().into())).await.map_err(|_| End::Gone)
+    }
+
+    /// A new token: the same subject, and its access from now on.
+    fn renew(&mut self, frame: FromClient) -> Result<(), End> {
+        let FromClient::Auth { token } = frame else {
+            return Err(bad_frame("a second hello"));
+        };
+        let identity = self.parts.verifier.verify(&token)?;
+        if identity.subject != self.identity.subject {
+            let message = "the new token is another subject's";
+            let remedy = "open a socket of its own";
+            return Err(ApiError::new(ErrorCode::Unauthenticated, message, remedy).into());
+        }
+        let collections = self.parts.visible(&identity, self.asked.as_deref())?;
+        self.watch = self.parts.live.hub.watch(&collections, &identity.channels);
+        self.job.collections = collections.into();
+        self.job.channels = identity.channels.clone().into();
+        self.identity = identity;
+        Ok(())
+    }
+
+    async fn send(&mut self, socket: &mut WebSocket, text: Utf8Bytes) -> Result<(), End> {
+        let stuck = async {
+            tokio::time::sleep(STUCK).await;
+            let wanted = self.parts.live.frames.memory_wanted.notified();
+            let _ = tokio::time::timeout(TAKEN_MAX, wanted).await;
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = socket.send(Message::Text(text)) => sent.map_err(|_| End::Gone),
+            // Nothing more can be told to it.
+            () = stuck => Err(End::Gone),
+        };
+        self.keepalive.as_mut().reset(Instant::now() + KEEPALIVE);
+        sent
+    }
+}
