@@ -56,6 +56,9 @@ fn explain(error: ReadError, through: Option<Position>) -> anyhow::Error {
             "the log no longer holds what was there at {at}: it was compacted since; take a later moment"
         ),
         ReadError::Ahead => anyhow!("the log does not reach {at}: take an earlier moment, or none"),
+        ReadError::Unsettled => anyhow!(
+            "a copy of the source was not finished at {at}, so the log has only a part of that moment: take a later one"
+        ),
         other => other.into(),
     }
 }

@@ -26,6 +26,14 @@ use crate::status::{SourceStatus, StatusSender};
 /// elsewhere may drop the oplog behind it.
 const HIGH_WATER_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The log is looked through for what is older than the retention this often, or four times in a
+/// shorter retention …
+const COMPACT_EVERY_MAX: Duration = Duration::from_secs(30);
+/// … and, while there is more of it, in steps of so many changes with so much time between them: the
+/// tail goes before.
+const COMPACT_VISITS_MAX: u32 = 2_000;
+const COMPACT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What the tail is made of.
 #[derive(Debug)]
 pub(super) struct TailParts {
@@ -113,6 +121,7 @@ pub(super) struct Tail {
     /// Something was appended or set since the last commit.
     pub(super) dirty: bool,
     stored_at: Instant,
+    compact_at: Instant,
     runtime: Handle,
 }
 
@@ -155,6 +164,7 @@ impl Tail {
             replay_through: parts.replay_through,
             dirty: false,
             stored_at: Instant::now(),
+            compact_at: Instant::now(),
             runtime: parts.runtime,
         };
         match tail.track() {
@@ -238,7 +248,26 @@ impl Tail {
             {
                 self.take_chunk(&chunk)?;
             }
+            self.compact()?;
         }
+    }
+
+    /// Drops a little of what is older than the retention, between two commits. The source answers
+    /// twice a second at least, so this comes round on an idle stream too.
+    fn compact(&mut self) -> Result<(), LogError> {
+        if self.open.is_some() || self.dirty || Instant::now() < self.compact_at {
+            return Ok(());
+        }
+        let now = u64::try_from(SourceStatus::now_ms() / 1_000).unwrap_or(0);
+        let boundary = self.writer.retention_boundary(now);
+        let compacted = self.writer.compact(boundary, COMPACT_VISITS_MAX)?;
+        if compacted.dropped > 0 {
+            tracing::debug!(dropped = compacted.dropped, "superseded changes are dropped");
+        }
+        let every = (self.writer.retention() / 4).clamp(COMPACT_PAUSE, COMPACT_EVERY_MAX);
+        let pause = if compacted.more { COMPACT_PAUSE } else { every };
+        self.compact_at = Instant::now() + pause;
+        Ok(())
     }
 
     /// The stream ended: what is not whole is forgotten, how far the rest reaches is kept.

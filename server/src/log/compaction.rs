@@ -5,6 +5,7 @@
 //! the source; what is after the trim point is every change since.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 use tidewire_protocol::Position;
@@ -59,6 +60,12 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// How long what is superseded is kept.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        self.retention
     }
 
     /// Where compaction may go now: the retention before `now_seconds` (since 1970).

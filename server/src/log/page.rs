@@ -446,6 +446,10 @@ pub(super) fn replay(
         }
         Some(through) => (seq_at(conn, state.head.seq, through)?, through),
     };
+    let began = state.origin > 0 && reached.cluster_time >= state.origin;
+    if !began || !settled(conn, until)? {
+        return Err(ReadError::Unsettled);
+    }
     let merge = merge(conn, recent, &View::of(scope), 0, until)?;
     if recent.read().indexed_seq > state.indexed_seq {
         return Ok(None);

@@ -103,6 +103,9 @@ pub enum ReadError {
     /// The cursor is ahead of this log's head; the log will catch up.
     #[error("the cursor is ahead of this server's log")]
     Ahead,
+    /// A copy was under way at the moment asked for, or none had begun: the log has only a part.
+    #[error("a copy of the source was under way then, and the log has only a part of it")]
+    Unsettled,
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -195,7 +198,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`ReadError::Resync`] when changes at or before `through` have been compacted beyond it;
-    /// [`ReadError::Ahead`] when the log does not reach `through`.
+    /// [`ReadError::Ahead`] when the log does not reach `through`; [`ReadError::Unsettled`].
     pub fn replay(
         &self,
         through: Option<Position>,

@@ -174,7 +174,6 @@ impl Writer {
         (self.last_seq, self.last_position) = (state.head.seq, state.last);
         self.fresh.clear();
         self.known.clear();
-        self.looked_up = None;
         self.index_on_commit = false;
         {
             let recent = Recent::rebuild(&self.conn, state.indexed_seq)?;

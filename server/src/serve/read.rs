@@ -79,6 +79,8 @@ impl Parts {
                 Err(ReadError::Ahead) => (parts.ahead(&job)?, true),
                 Err(ReadError::Resync(reason)) => return Err(ApiError::resync(reason)),
                 Err(ReadError::Log(error)) => return Err(ApiError::from(error)),
+                // Only a replay asks for a moment.
+                Err(ReadError::Unsettled) => return Err(ApiError::internal()),
             };
             let (bytes, encoding, end) = read;
             parts.metrics.page(end.count, bytes.len());

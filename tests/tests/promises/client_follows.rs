@@ -210,3 +210,34 @@ async fn a_rebuild_equals_what_was_there() {
     assert!(client.position() >= before);
     stack.equals(&client).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_drops_what_is_older_than_its_retention_while_clients_follow() {
+    let mongo = mongo().await;
+    let users = mongo.db.collection::<Document>("users");
+    users.insert_many((0..200).map(|n| doc! { "_id": n, "n": 0 })).await.expect("insert");
+    let options = ServerOptions::following(&mongo, &NAMES);
+    let server = Server::start(ServerOptions { retention: "2s".into(), ..options }).await;
+    let stack = Stack { mongo, server };
+    let late = stack.client(&stack.server.url());
+    late.sync_once().await;
+    let mut client = stack.client(&stack.server.url());
+    client.start();
+    for round in 1..=10 {
+        users.update_many(doc! {}, doc! { "$inc": { "n": 1 } }).await.expect("update");
+        stack.arrives(&client, round).await;
+    }
+    users.delete_many(doc! { "_id": { "$gte": 100 } }).await.expect("delete");
+    // 100 users and 10 marks are left of 2,300 changes; tombstones go too.
+    let dir = stack.server.data_dir();
+    eventually("the log holds what is alive and no more", SOON, || async {
+        let reader = tidewire_server::log::Reader::open(&dir).ok()?;
+        (reader.stat(&dir).ok()?.changes == 110).then_some(())
+    })
+    .await;
+    stack.arrives(&client, 11).await;
+    stack.equals(&client).await;
+    // One whose cursor is older than that starts again beside its data.
+    late.sync_once().await;
+    stack.equals(&late).await;
+}

@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use rusqlite::Connection;
 use tidewire_ops::replay::{Replay, Sight};
 use tidewire_protocol::Position;
-use tidewire_server::log::{Body, LogOptions, NewChange, TailState, Writer, sort_key};
+use tidewire_server::log::{Body, CopyState, LogOptions, NewChange, TailState, Writer, sort_key};
 
 const SECOND: u32 = 1_700_000_000;
 
@@ -96,4 +96,54 @@ async fn a_moment_that_the_log_does_not_reach_is_refused() {
     let replay = Replay { data_dir, to, through, sight: Sight::everything() };
     let error = replay.run(|_| {}).await.expect_err("it is in the future");
     assert!(error.to_string().contains("does not reach"), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moment_of_which_the_log_has_only_a_part_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = dir.path().join("log");
+    let attempt = async |through| {
+        let to = dir.path().join(format!("{}.db", rand::random::<u32>()));
+        let sight = Sight::everything();
+        let replay = Replay { data_dir: log.clone(), to: to.clone(), through, sight };
+        let refused = replay.run(|_| {}).await.err().map(|error| error.to_string());
+        assert!(refused.is_some() || to.exists());
+        refused
+    };
+    let options =
+        LogOptions { source: "rs0/invoify".into(), retention: std::time::Duration::from_secs(60) };
+    let (mut writer, _reader) = Writer::open(&log, &options).expect("a log");
+    assert!(
+        attempt(None).await.expect("a refusal").contains("only a part"),
+        "nothing is there yet"
+    );
+    let invoices = writer.collection("invoices").expect("a collection");
+    let mut copy = CopyState { rules: 1, ..CopyState::default() };
+    for second in 1..=3 {
+        writer.set_copy_state(invoices, copy.clone()).expect("the copy");
+        let document = raw(&doc! { "_id": i64::from(second) });
+        let key = sort_key(document.get("_id").expect("readable").expect("an _id"));
+        let change = NewChange {
+            position: at(second),
+            wall_time_ms: 0,
+            collection: invoices,
+            key: &key,
+            body: Body::Upsert(&document),
+            channels: &["everyone".to_owned()],
+            rules: 1,
+        };
+        writer.append(&change).expect("append");
+        // With the last of its changes, the copy is finished.
+        copy.finished = second == 3;
+        writer.set_copy_state(invoices, copy.clone()).expect("the copy");
+        let tail = TailState { resume_token: None, high_water: at(second).cluster_time };
+        writer.set_tail(tail).expect("the tail");
+        writer.commit().expect("commit");
+        let now = attempt(None).await;
+        assert_eq!(now.is_some(), second < 3, "{now:?}");
+    }
+    for (through, held) in [(at(0), false), (at(1), false), (at(2), false), (at(3), true)] {
+        let refused = attempt(Some(through)).await;
+        assert_eq!(refused.is_none(), held, "{through}: {refused:?}");
+    }
 }

@@ -172,7 +172,7 @@ impl Parts {
                 };
                 (Vec::new(), end, true)
             }
-            (Err(ReadError::Ahead), _) => return Err(ApiError::internal()),
+            (Err(ReadError::Ahead | ReadError::Unsettled), _) => return Err(ApiError::internal()),
             (Err(ReadError::Resync(reason)), _) => return Err(ApiError::resync(reason)),
             (Err(ReadError::Log(error)), _) => return Err(ApiError::from(error)),
         };
