@@ -163,11 +163,40 @@ async fn a_token_that_ends_ends_its_socket() {
     // Ten seconds are the leeway.
     let claims = Claims { ttl: Duration::from_secs(1), ..Claims::of("ada") };
     let short = sign(SECRET, &claims).expect("a token");
-    let mut socket = Socket::open(&served.url, &short, "0").await;
-    until_complete(&mut socket).await;
+    let mut idle = Socket::open(&served.url, &short, "0").await;
+    until_complete(&mut idle).await;
+    let mut busy = Socket::open(&served.url, &short, "0").await;
+    until_complete(&mut busy).await;
     let began = Instant::now();
-    assert_eq!(socket.refusal().await, ("token_expired".to_owned(), 4401));
-    assert!(began.elapsed() < Duration::from_secs(15));
+    // News at every moment do not make it last.
+    let ended = async {
+        loop {
+            match busy.next().await {
+                Ok(frame) if frame["type"] == "error" => return frame["error"]["code"].clone(),
+                Ok(_) => {}
+                Err(close) => panic!("closed with {close} and no word"),
+            }
+        }
+    };
+    tokio::pin!(ended);
+    let mut n = 2;
+    let code = loop {
+        invoice(&mut served, n, 1, "ada");
+        n += 1;
+        if let Ok(code) = tokio::time::timeout(Duration::from_millis(50), &mut ended).await {
+            break code;
+        }
+        assert!(began.elapsed() < Duration::from_secs(15), "an expired token goes on");
+    };
+    assert_eq!(code, "token_expired");
+    loop {
+        match idle.next().await {
+            Ok(frame) if frame["type"] == "error" => break,
+            Ok(frame) => assert_eq!(frame["type"], "changes"),
+            Err(close) => panic!("closed with {close} and no word"),
+        }
+    }
+    assert_eq!(idle.next().await, Err(4401));
 }
 
 #[tokio::test]

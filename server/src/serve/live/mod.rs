@@ -32,11 +32,11 @@ const PROTOCOL: &str = "tidewire.v1";
 const BEARER: &str = "bearer.";
 /// Largest frame of a client: a hello with a long cursor, or a token.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// A socket's buffers; a frame that is larger gets one of its size while it is sent.
+/// A socket's buffers at first; one that sent a larger frame keeps a buffer of that frame's size.
 const BUFFER_BYTES: usize = 1_024;
-/// Push sockets of this server, and of one subject.
+/// Push sockets of this server, and of one subject: a user's machines and windows, many times over.
 const SESSIONS_MAX: usize = 12_000;
-const SESSIONS_OF_SUBJECT_MAX: usize = 12_000;
+const SESSIONS_OF_SUBJECT_MAX: usize = 1_000;
 /// When the server drains, sockets must be told within this time.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
 

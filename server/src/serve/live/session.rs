@@ -33,8 +33,8 @@ const HEARD_MAX: Duration = Duration::from_secs(60);
 const LIMIT: usize = 1_000;
 /// A socket that has taken nothing of a frame for this long goes when memory is short.
 const STUCK: Duration = Duration::from_secs(1);
-/// A frame must be taken within this time; then the socket is closed.
-const TAKEN_MAX: Duration = Duration::from_secs(10);
+/// A frame must be taken within this time; a socket that takes not a byte is dropped sooner.
+const TAKEN_MAX: Duration = Duration::from_secs(60);
 /// Told to those whom a stopping server sends away: seconds, spread evenly.
 const RETRY_SECONDS_MAX: u32 = 5;
 
@@ -212,6 +212,9 @@ impl<'a> Session<'a> {
             if self.parts.draining.is_cancelled() {
                 return Err(draining());
             }
+            if self.valid_for().is_zero() {
+                return Err(TokenError::Expired.into());
+            }
             self.parts.check_serving()?;
             let frame = self.parts.frame(&self.job).await?;
             let end = &frame.end;
@@ -233,10 +236,17 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// How long the token is still good for, the leeway included.
+    fn valid_for(&self) -> Duration {
+        let until_ms = (self.identity.expires_at + LEEWAY_SECONDS).saturating_mul(1_000);
+        let now_ms = u64::try_from(now_ms()).unwrap_or(0);
+        Duration::from_millis(until_ms.saturating_sub(now_ms))
+    }
+
     /// Until there may be something to tell.
     async fn wait(&mut self, socket: &mut WebSocket) -> Result<(), End> {
         loop {
-            let left = Duration::from_secs(seconds_left(&self.identity) + LEEWAY_SECONDS);
+            let left = self.valid_for();
             tokio::select! {
                 () = self.parts.draining.cancelled() => return Err(draining()),
                 () = self.watch.woken() => return Ok(()),
@@ -273,7 +283,7 @@ impl<'a> Session<'a> {
             };
             self.send(socket, keepalive.text().into()).await?;
         }
-        socket.send(Message::Ping(Vec::new().into())).await.map_err(|_| End::Gone)
+        self.send_message(socket, Message::Ping(Vec::new().into())).await
     }
 
     /// A new token: the same subject, and its access from now on.
@@ -296,6 +306,10 @@ impl<'a> Session<'a> {
     }
 
     async fn send(&mut self, socket: &mut WebSocket, text: Utf8Bytes) -> Result<(), End> {
+        self.send_message(socket, Message::Text(text)).await
+    }
+
+    async fn send_message(&mut self, socket: &mut WebSocket, message: Message) -> Result<(), End> {
         let stuck = async {
             tokio::time::sleep(STUCK).await;
             let wanted = self.parts.live.frames.memory_wanted.notified();
@@ -303,7 +317,7 @@ impl<'a> Session<'a> {
         };
         let sent = tokio::select! {
             biased;
-            sent = socket.send(Message::Text(text)) => sent.map_err(|_| End::Gone),
+            sent = socket.send(message) => sent.map_err(|_| End::Gone),
             // Nothing more can be told to it.
             () = stuck => Err(End::Gone),
         };
