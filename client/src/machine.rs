@@ -5,15 +5,18 @@
 //! page comes while the last one is written. The ladder is push → long poll → poll: what waits for
 //! news goes down a rung when something on the way breaks it, and up again when a try succeeds.
 
-use std::time::Duration;
+mod failures;
+mod words;
 
-use tidewire_protocol::ResyncReason;
+use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::page::PageHead;
 use crate::replica::{Applied, Resume};
 use crate::status::{State, TransportName};
 use crate::transport::Failure;
+
+pub use words::{Action, Event, Options, Outcome};
 
 /// Pages fetched and not yet applied, at most.
 pub const UNAPPLIED_MAX: u32 = 2;
@@ -23,12 +26,6 @@ pub const LONG_POLL_WAIT: Duration = Duration::from_secs(20);
 /// Long polls may fail in a row, plain pulls working in between, until this is reached; then the client
 /// only polls.
 pub const LONG_POLL_DOUBT_MAX: u32 = 10;
-/// What a failure adds that came after [`PROXY_PATIENCE_MIN`]: something on the way ends what is held.
-const DOUBT_HELD: u32 = 5;
-/// What a failure adds that came sooner: a server was started anew, a cable was pulled.
-const DOUBT_SHORT: u32 = 1;
-/// Proxies that end long requests wait for longer than this.
-const PROXY_PATIENCE_MIN: Duration = Duration::from_secs(4);
 /// A long poll without news that is answered sooner than this is not held: the client slows itself.
 const HELD_MIN: Duration = Duration::from_secs(1);
 /// Delays after failures.
@@ -41,115 +38,6 @@ const RESYNC: (Duration, Duration) = (Duration::from_secs(2), Duration::from_sec
 const PROBE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
 /// Delays before a push socket is tried again where it failed; long polls go on meanwhile.
 const PUSH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10 * 60));
-/// Longest delay that a server may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
-/// The delay where a busy server names none.
-const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(2);
-/// Failures in a row after which `--once` gives up: about eight seconds.
-const ONCE_ATTEMPTS_MAX: u32 = 5;
-/// Busy answers in a row after which `--once` gives up.
-const ONCE_BUSY_MAX: u32 = 60;
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The replica is open, or was begun anew: go on from here.
-    Opened(Resume),
-    /// The list of collections is in, or can't be had.
-    Collections(Result<(), Failure>),
-    /// A page came, checked, `took` after it was asked for.
-    Fetched {
-        /// What the page says of itself.
-        head: PageHead,
-        /// From request to answer.
-        took: Duration,
-    },
-    /// The pull failed, `took` after it was asked for.
-    FetchFailed {
-        /// Why.
-        failure: Failure,
-        /// From request to failure.
-        took: Duration,
-    },
-    /// The push socket is open.
-    Listening,
-    /// The replica has committed (or staged) the oldest page that was not applied.
-    Applied(Applied),
-    /// The timer that was armed last has run out.
-    Timer,
-    /// Somebody wants the news now.
-    PullNow,
-    /// The machine slept, or its clock jumped: connections may be dead without saying so.
-    Woke,
-    /// There is a new token; the replica goes on from here.
-    TokenSet(Resume),
-    /// The list of collections may have changed.
-    CollectionsDue,
-}
-
-/// What is to be done, in this order. A pull, a request for the list and the wait for a token disarm
-/// the timer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask for a page.
-    Pull {
-        /// A cursor; empty for "from nothing".
-        since: String,
-        /// How long the server may hold the answer.
-        wait: Duration,
-    },
-    /// Hear the next that the push socket tells.
-    Listen {
-        /// A cursor.
-        since: String,
-        /// The replica is complete there.
-        complete: bool,
-    },
-    /// Drop the pull that is in flight, or hang up.
-    CancelPull,
-    /// Ask for the list of collections.
-    FetchCollections,
-    /// Give the page that has just come to the replica.
-    Apply,
-    /// Forget what was copied or staged since the last complete page; answered by [`Event::Opened`].
-    DropPartial,
-    /// Start again from nothing beside the old data; answered by [`Event::Opened`].
-    BeginFill,
-    /// Wake the machine after this; replaces an earlier timer.
-    Arm(Duration),
-    /// Get another token.
-    WaitForToken,
-    /// The end.
-    Halt(Outcome),
-}
-
-/// How a run ended by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// `once`: caught up.
-    CaughtUp,
-    /// `once`: the server can't be reached, or is not ready for too long.
-    Unreachable(Failure),
-    /// `once`: access refused.
-    Refused(Failure),
-}
-
-/// How the machine is set up.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Stop when caught up, and give up early.
-    pub once: bool,
-    /// Never hold a poll.
-    pub poll_only: bool,
-    /// Listen to the push socket where it works.
-    pub push: bool,
-    /// Wait for news by the push socket alone.
-    pub push_only: bool,
-    /// The time between two polls.
-    pub poll_interval: Duration,
-    /// For the jitter.
-    pub seed: u64,
-}
 
 /// What is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,11 +212,7 @@ impl Machine {
 
     fn opened(&mut self, resume: Resume) -> Vec<Action> {
         self.reposition(resume);
-        let mut actions = Vec::new();
-        self.pushing = false;
-        if self.in_flight.take().is_some() {
-            actions.push(Action::CancelPull);
-        }
+        let mut actions = self.cancel();
         if self.resync.attempts() > 1 {
             self.doing = Doing::BackingOff;
             actions.push(Action::Arm(self.resync.next_delay()));
@@ -336,6 +220,12 @@ impl Machine {
             actions.extend(self.start());
         }
         actions
+    }
+
+    /// Drops what is in flight, if anything is.
+    fn cancel(&mut self) -> Vec<Action> {
+        self.pushing = false;
+        self.in_flight.take().map(|_| Action::CancelPull).into_iter().collect()
     }
 
     fn reposition(&mut self, resume: Resume) {
@@ -529,107 +419,12 @@ impl Machine {
     }
 
     fn token_set(&mut self, resume: Resume) -> Vec<Action> {
-        let mut actions = Vec::new();
-        self.pushing = false;
-        if self.in_flight.take().is_some() {
-            actions.push(Action::CancelPull);
-        }
+        let mut actions = self.cancel();
         self.reposition(resume);
         self.collections_due = true;
         self.error = None;
         actions.extend(self.start());
         actions
-    }
-
-    fn fetch_failed(&mut self, failure: Failure, took: Duration) -> Vec<Action> {
-        let asked = self.in_flight.take().unwrap_or(Asked::Pull(Duration::ZERO));
-        self.pushing = false;
-        if asked == Asked::Listen {
-            return self.listen_failed(failure);
-        }
-        if asked.is_held() && failure.is_of_the_way() {
-            let held = took >= PROXY_PATIENCE_MIN;
-            self.long_poll_doubt += if held { DOUBT_HELD } else { DOUBT_SHORT };
-        }
-        if self.unapplied > 0 {
-            self.held = Some(failure);
-            return Vec::new();
-        }
-        self.fail(failure)
-    }
-
-    /// A server that can still be pulled from is no failure: a rung down, and up again later.
-    fn listen_failed(&mut self, failure: Failure) -> Vec<Action> {
-        if self.options.push_only || !failure.is_of_the_way() {
-            return self.fail(failure);
-        }
-        self.push_after = self.push.next_delay();
-        vec![self.pull(Duration::ZERO)]
-    }
-
-    /// The one place that says what each failure leads to.
-    fn fail(&mut self, failure: Failure) -> Vec<Action> {
-        self.error = Some(failure.to_string());
-        match failure {
-            Failure::Unauthorized(_) => {
-                self.online = true;
-                self.doing = Doing::NeedsAuth;
-                vec![Action::WaitForToken]
-            }
-            Failure::Forbidden(_) => {
-                self.online = true;
-                self.doing = Doing::NeedsAuth;
-                if self.options.once {
-                    return self.give_up(Outcome::Refused(failure));
-                }
-                vec![Action::WaitForToken, Action::Arm(self.options.poll_interval)]
-            }
-            Failure::Resync(reason) => self.resync(reason),
-            Failure::Busy { retry_after, .. } => {
-                self.online = true;
-                self.busy += 1;
-                if self.options.once && self.busy > ONCE_BUSY_MAX {
-                    return self.give_up(Outcome::Unreachable(failure));
-                }
-                let delay = retry_after.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX);
-                self.doing = Doing::BackingOff;
-                vec![Action::Arm(self.retry.spread(delay))]
-            }
-            Failure::Unreachable(_) | Failure::Garbage(_) | Failure::Server { .. } => {
-                self.unreachable(failure)
-            }
-        }
-    }
-
-    fn unreachable(&mut self, failure: Failure) -> Vec<Action> {
-        if self.long_poll_doubt >= LONG_POLL_DOUBT_MAX {
-            self.polling = true;
-            self.probe_after = self.probe.next_delay();
-        }
-        self.online = false;
-        self.doing = Doing::BackingOff;
-        let delay = self.retry.next_delay();
-        if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX {
-            return self.give_up(Outcome::Unreachable(failure));
-        }
-        vec![Action::Arm(delay)]
-    }
-
-    fn resync(&mut self, reason: ResyncReason) -> Vec<Action> {
-        self.online = true;
-        self.doing = Doing::Preparing;
-        self.collections_due = true;
-        self.resync.next_delay();
-        // A cursor from inside a copy is honoured only by the log that gave it out; the last
-        // complete one may still be good elsewhere.
-        let only_partial = self.resume.partial && reason == ResyncReason::ForeignLog;
-        vec![if only_partial { Action::DropPartial } else { Action::BeginFill }]
-    }
-
-    fn give_up(&mut self, outcome: Outcome) -> Vec<Action> {
-        self.doing = Doing::Halted;
-        self.online = false;
-        vec![Action::Halt(outcome)]
     }
 }
 

@@ -1,7 +1,8 @@
 //! Tables of events and what the machine makes of them.
 
-use tidewire_protocol::Position;
+use tidewire_protocol::{Position, ResyncReason};
 
+use super::failures::{DOUBT_HELD, ONCE_ATTEMPTS_MAX, RETRY_AFTER_MAX};
 use super::*;
 
 const NONE: Duration = Duration::ZERO;

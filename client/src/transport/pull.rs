@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 
@@ -214,18 +214,14 @@ async fn refusal(response: Response) -> Failure {
         let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("?");
         return Failure::Garbage(format!("it redirects to {} (a portal?)", plain(to)));
     }
-    let challenged = response.headers().contains_key(WWW_AUTHENTICATE);
-    let header_after = response
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|after| after.to_str().ok()?.trim().parse::<u64>().ok());
+    let headers = response.headers().clone();
     let json = is_json(&response);
     let text = match body(response, SMALL_ANSWER_BYTES_MAX).await {
         Ok(text) => text,
         Err(failure) => return failure,
     };
     let told = if json { Refusal::read(&text) } else { Refusal::default() };
-    told.verdict(status, challenged, header_after)
+    told.verdict(status, &headers)
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
 use serde::Deserialize;
 use tidewire_protocol::Position;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use tokio_tungstenite::tungstenite::http::{HeaderValue, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
@@ -55,9 +55,9 @@ struct Socket {
 /// What the client needs of a frame that is not one of changes.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Frame<'a> {
+struct Frame {
     #[serde(rename = "type")]
-    kind: &'a str,
+    kind: String,
     server_time: Option<String>,
     keepalive_seconds: Option<u64>,
     through: Option<Position>,
@@ -107,7 +107,10 @@ impl Line {
             timeout(CONNECT_TIMEOUT, connect_async_with_config(upgrade, Some(config), true));
         let stream = match connected.await {
             Err(_) => return Err(Failure::Unreachable("no push socket: no answer".to_owned())),
-            Ok(Err(Error::Http(answer))) => return Err(refused(&answer)),
+            Ok(Err(Error::Http(answer))) => {
+                let told = Refusal::read(answer.body().as_deref().unwrap_or_default());
+                return Err(told.verdict(answer.status(), answer.headers()));
+            }
             Ok(Err(error)) => return Err(unreachable(&error)),
             Ok(Ok((stream, _))) => stream,
         };
@@ -125,23 +128,12 @@ impl Line {
     }
 }
 
-/// The answer to a request for a socket that is none.
-fn refused(answer: &Response<Option<Vec<u8>>>) -> Failure {
-    let told = Refusal::read(answer.body().as_deref().unwrap_or_default());
-    let retry_after = answer.headers().get(RETRY_AFTER);
-    let seconds = retry_after.and_then(|after| after.to_str().ok()?.trim().parse().ok());
-    let status = StatusCode::from_u16(answer.status().as_u16());
-    let challenged = answer.headers().contains_key(WWW_AUTHENTICATE);
-    told.verdict(status.unwrap_or(StatusCode::BAD_GATEWAY), challenged, seconds)
-}
-
 impl Socket {
     async fn greet(&mut self) -> Result<(), Failure> {
         let hello = serde_json::json!({ "type": "hello", "since": self.cursor }).to_string();
         let sent = timeout(CONNECT_TIMEOUT, self.stream.send(Message::Text(hello.into())));
         sent.await.map_err(|_| gone("it takes nothing"))?.map_err(|error| gone(&error))?;
-        let text = self.text().await?;
-        let welcome = frame(&text)?;
+        let (_, welcome) = self.frame().await?;
         if welcome.kind != "welcome" {
             return Err(Failure::Garbage("the first frame is no welcome".to_owned()));
         }
@@ -155,10 +147,9 @@ impl Socket {
     /// The next page that the socket tells.
     async fn next(&mut self) -> Result<Page, Failure> {
         loop {
-            let text = self.text().await?;
-            let told = frame(&text)?;
+            let (text, told) = self.frame().await?;
             let server_ms = now_ms() + self.skew_ms;
-            match told.kind {
+            match told.kind.as_str() {
                 "changes" => {
                     let page = Page::decode_frame(text, self.through, server_ms)
                         .map_err(|error| Failure::Garbage(error.to_string()))?;
@@ -188,18 +179,20 @@ impl Socket {
         }
     }
 
-    /// The next text frame that is no error.
-    async fn text(&mut self) -> Result<String, Failure> {
+    /// The next text frame that is no error: all of it, and what it says of itself.
+    async fn frame(&mut self) -> Result<(String, Frame), Failure> {
         loop {
             let received = timeout(self.silence_max, self.stream.next()).await;
             let message = received.map_err(|_| gone("it has fallen silent"))?;
             match message {
                 Some(Ok(Message::Text(text))) => {
                     let text = text.to_string();
-                    if frame(&text)?.kind == "error" {
+                    let told: Frame = serde_json::from_str(&text)
+                        .map_err(|error| Failure::Garbage(format!("a frame: {error}")))?;
+                    if told.kind == "error" {
                         return Err(Refusal::read(text.as_bytes()).in_band());
                     }
-                    return Ok(text);
+                    return Ok((text, told));
                 }
                 Some(Ok(Message::Close(close))) => {
                     return Err(closed(close.map(|c| c.code.into())));
@@ -210,10 +203,6 @@ impl Socket {
             }
         }
     }
-}
-
-fn frame(text: &str) -> Result<Frame<'_>, Failure> {
-    serde_json::from_str(text).map_err(|error| Failure::Garbage(format!("a frame: {error}")))
 }
 
 fn gone(why: &(impl std::fmt::Display + ?Sized)) -> Failure {

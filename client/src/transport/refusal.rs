@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use tidewire_protocol::ResyncReason;
 
@@ -35,14 +36,9 @@ impl Refusal {
         serde_json::from_slice(text).unwrap_or_default()
     }
 
-    /// What an answer of `status`, other than 200, means. `challenged`: it has `WWW-Authenticate`;
-    /// `retry_after`: its header, in seconds.
-    pub(super) fn verdict(
-        &self,
-        status: StatusCode,
-        challenged: bool,
-        retry_after: Option<u64>,
-    ) -> Failure {
+    /// What an answer of `status`, other than 200, with these headers means.
+    pub(super) fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Failure {
+        let challenged = headers.contains_key(WWW_AUTHENTICATE);
         let ours = !self.error.code.is_empty();
         let message = message(&self.error, status);
         match status {
@@ -56,7 +52,9 @@ impl Refusal {
                 Failure::Resync(ResyncReason::ForeignLog)
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                let seconds = retry_after.or(self.error.retry_after);
+                let header = headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok());
+                let seconds = header.and_then(|after| after.trim().parse().ok());
+                let seconds = seconds.or(self.error.retry_after);
                 Failure::Busy { message, retry_after: seconds.map(Duration::from_secs) }
             }
             _ if ours || status.is_server_error() || status == StatusCode::NOT_FOUND => {
@@ -77,7 +75,7 @@ impl Refusal {
             // Too many sockets: pulls may well be answered.
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        self.verdict(status, false, None)
+        self.verdict(status, &HeaderMap::new())
     }
 }
 

@@ -3,6 +3,8 @@
 //! The algorithm follows the key that the server holds, never the token's header. Nothing that the
 //! header points at (`jku`, `x5u`, `jwk`, `kid`) is read.
 
+use std::time::Duration;
+
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
@@ -26,6 +28,21 @@ pub struct Identity {
     pub channels: Vec<String>,
     /// Seconds since 1970 after which the token is refused (without the leeway).
     pub expires_at: u64,
+}
+
+impl Identity {
+    /// Seconds until the token's end, by a clock at `now_ms` (milliseconds since 1970); 0 beyond it.
+    #[must_use]
+    pub fn expires_in(&self, now_ms: i64) -> u64 {
+        self.expires_at.saturating_sub(u64::try_from(now_ms / 1_000).unwrap_or(0))
+    }
+
+    /// How long the token is still taken, the leeway included; zero when it is not any more.
+    #[must_use]
+    pub fn valid_for(&self, now_ms: i64) -> Duration {
+        let until_ms = (self.expires_at + LEEWAY_SECONDS).saturating_mul(1_000);
+        Duration::from_millis(until_ms.saturating_sub(u64::try_from(now_ms).unwrap_or(0)))
+    }
 }
 
 /// Why a token is refused. The texts never say which key was tried.

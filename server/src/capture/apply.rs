@@ -203,7 +203,10 @@ impl Tail {
             .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
         if let Some(previous) = trusted.and_then(|latest| latest.document) {
             match patch(&previous, description) {
-                Ok(document) => return Ok(self.take_patched(at, key, &document, description)?),
+                Ok(document) => {
+                    let checked = check_patched(&document, description);
+                    return Ok(self.take_checked(at, key, &document, checked)?);
+                }
                 Err(reason) => tracing::debug!(collection = %tracked.name, %reason, "exact read"),
             }
         }
@@ -215,32 +218,15 @@ impl Tail {
         self.read_exactly(at, key, &id)
     }
 
-    /// A document that we built: the one before it was checked, so only the delta can spoil it.
-    fn take_patched(
+    /// A document that we built or read, and what was found when it was checked.
+    fn take_checked(
         &mut self,
         at: Place,
         key: Vec<u8>,
         document: &RawDocument,
-        description: &RawDocument,
+        checked: Result<(), Defect>,
     ) -> Result<(), LogError> {
-        let spoilt = match document.as_bytes().len() > DOCUMENT_BYTES_MAX {
-            true => Err(Defect::TooLarge),
-            false => check(description.as_bytes()),
-        };
-        match spoilt {
-            Ok(()) => self.upsert(at, key, document),
-            Err(defect) => self.set_aside(at, readable_id(document), defect),
-        }
-    }
-
-    /// A document that we read: checked like one that came.
-    fn take_read(
-        &mut self,
-        at: Place,
-        key: Vec<u8>,
-        document: &RawDocument,
-    ) -> Result<(), LogError> {
-        match check(document.as_bytes()) {
+        match checked {
             Ok(()) => self.upsert(at, key, document),
             Err(defect) => self.set_aside(at, readable_id(document), defect),
         }
@@ -253,7 +239,10 @@ impl Tail {
             At::Found(found) => {
                 let exact = (at.collection, key.clone());
                 match found {
-                    Some(document) => self.take_read(at, key, &document)?,
+                    Some(document) => {
+                        let checked = check(document.as_bytes());
+                        self.take_checked(at, key, &document, checked)?;
+                    }
                     // Deleted later in the same commit.
                     None => self.append_delete(at, &key, id)?,
                 }
@@ -342,6 +331,14 @@ impl Tail {
         self.order_next_copy();
         Ok(())
     }
+}
+
+/// Checks a document that was built from one that had been checked: only the delta can spoil it.
+fn check_patched(document: &RawDocument, description: &RawDocument) -> Result<(), Defect> {
+    if document.as_bytes().len() > DOCUMENT_BYTES_MAX {
+        return Err(Defect::TooLarge);
+    }
+    check(description.as_bytes())
 }
 
 /// The `_id` of a document that is well-formed throughout.

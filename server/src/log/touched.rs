@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::OptionalExtension;
 
-use super::cursor::name_hash;
-use super::{LogError, Reader};
+use super::cursor::{View, name_hash};
+use super::{LogError, Reader, Scope};
 
 /// Commits that are remembered.
 const COMMITS_MAX: usize = 64;
@@ -100,14 +100,10 @@ impl Reader {
 
 impl ChannelKey {
     /// The keys of all pairs of these collections and channels.
-    pub fn of<'a>(
-        collections: &'a [String],
-        channels: &'a [String],
-    ) -> impl Iterator<Item = Self> + use<'a> {
-        let channels: Vec<u64> = channels.iter().map(|name| name_hash(name)).collect();
-        collections.iter().map(|name| name_hash(name)).flat_map(move |collection| {
-            channels.clone().into_iter().map(move |channel| Self(collection, channel))
-        })
+    #[must_use]
+    pub fn of(collections: &[String], channels: &[String]) -> Box<[Self]> {
+        let view = View::of(&Scope::Channels { collections, channels });
+        view.pairs().map(|(collection, channel)| Self(collection, channel)).collect()
     }
 }
 

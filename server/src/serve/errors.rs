@@ -8,7 +8,7 @@ use tidewire_protocol::error::ErrorDetail;
 use tidewire_protocol::{ErrorBody, ErrorCode, ResyncReason};
 
 use crate::access::TokenError;
-use crate::log::LogError;
+use crate::log::{LogError, ReadError};
 
 /// An answer of 4xx or 5xx. Becomes a body once the guard has given it the request's id.
 #[derive(Clone, Debug)]
@@ -164,6 +164,20 @@ impl From<TokenError> for ApiError {
             }
         };
         Self::new(code, error.to_string(), remedy)
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Resync(reason) => Self::resync(reason),
+            ReadError::Log(error) => error.into(),
+            // Only a cursor can be ahead, and only a replay asks for a moment.
+            ReadError::Ahead | ReadError::Unsettled => {
+                tracing::error!(%error, "the log refuses what nobody asked for");
+                Self::internal()
+            }
+        }
     }
 }
 

@@ -15,7 +15,6 @@ use super::compress::Encoding;
 use super::errors::{ApiError, shown};
 use super::query::PullQuery;
 use super::read::{PageJob, ReadOutcome, ReadyPage};
-use crate::access::token::LEEWAY_SECONDS;
 use crate::access::{Identity, TokenError};
 use crate::log::{Cursor, Since};
 
@@ -35,7 +34,8 @@ pub(super) async fn pull(
     let query = PullQuery::parse(&uri, crate::metrics::now_ms() / 1_000)?;
     let collections = parts.visible(&identity, query.collections.as_deref())?;
     let began = Instant::now();
-    let wait = query.wait.min(time_left(&identity));
+    // An answer is not held beyond the token that asked for it.
+    let wait = query.wait.min(identity.valid_for(crate::metrics::now_ms()));
     let mut job = PageJob {
         since: query.since,
         collections: collections.into(),
@@ -71,13 +71,6 @@ pub(super) async fn pull(
         }
         job.since = Since::Cursor(page.end.cursor);
     }
-}
-
-/// An answer is not held beyond the token that asked for it.
-fn time_left(identity: &Identity) -> Duration {
-    let until_ms = (identity.expires_at + LEEWAY_SECONDS).saturating_mul(1_000);
-    let now_ms = u64::try_from(crate::metrics::now_ms()).unwrap_or(0);
-    Duration::from_millis(until_ms.saturating_sub(now_ms))
 }
 
 fn answer(page: ReadyPage) -> Response {

@@ -44,13 +44,21 @@ pub(super) enum ReadOutcome {
     Ahead(ReadyPage),
 }
 
-/// A page's bytes, how they are encoded, and what they say.
-type Made = (Vec<u8>, Encoding, PageEnd);
+/// A page's bytes, how they are encoded, what they say, and whether the cursor is ahead of the log.
+type Made = (Vec<u8>, Encoding, PageEnd, bool);
 
-/// Page bytes that give their memory back when the last of them is sent or dropped.
+/// Bytes that give their memory back when the last of them is sent or dropped.
 struct Accounted {
     bytes: Vec<u8>,
     _memory: OwnedSemaphorePermit,
+}
+
+/// `bytes` with their share of `memory`, in KiB; the rest of it is given back now.
+pub(super) fn accounted(bytes: Vec<u8>, mut memory: OwnedSemaphorePermit) -> Bytes {
+    let needed = bytes.len().div_ceil(1024).max(1).min(memory.num_permits());
+    let surplus = memory.num_permits() - needed;
+    drop(memory.split(surplus));
+    Bytes::from_owner(Accounted { bytes, _memory: memory })
 }
 
 impl AsRef<[u8]> for Accounted {
@@ -68,27 +76,15 @@ impl Parts {
             let memory = memory.await.ok()?;
             Some((memory, Arc::clone(&self.bounds.reads).acquire_owned().await.ok()?))
         };
-        let Ok(Some((mut memory, turn))) = tokio::time::timeout(TURN_WAIT, turn).await else {
+        let Ok(Some((memory, turn))) = tokio::time::timeout(TURN_WAIT, turn).await else {
             return Err(ApiError::not_ready("this server is busy with other pages", 2));
         };
         let parts = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let (read, is_ahead) = match parts.read_blocking(&job) {
-                Ok(read) => (read, false),
-                Err(ReadError::Ahead) => (parts.ahead(&job)?, true),
-                Err(ReadError::Resync(reason)) => return Err(ApiError::resync(reason)),
-                Err(ReadError::Log(error)) => return Err(ApiError::from(error)),
-                // Only a replay asks for a moment.
-                Err(ReadError::Unsettled) => return Err(ApiError::internal()),
-            };
-            let (bytes, encoding, end) = read;
+            let (bytes, encoding, end, is_ahead) = parts.read_blocking(&job)?;
             parts.metrics.page(end.count, bytes.len());
-            // Keep what the finished page needs, give the rest of the reserve back.
-            let needed = bytes.len().div_ceil(1024).max(1).min(memory.num_permits());
-            let surplus = memory.num_permits() - needed;
-            drop(memory.split(surplus));
-            let body = Bytes::from_owner(Accounted { bytes, _memory: memory });
+            let body = accounted(bytes, memory);
             let page = ReadyPage { body, encoding, end };
             Ok(if is_ahead { ReadOutcome::Ahead(page) } else { ReadOutcome::Page(page) })
         });
@@ -98,26 +94,28 @@ impl Parts {
         })?
     }
 
-    fn read_blocking(&self, job: &PageJob) -> Result<Made, ReadError> {
-        let writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
-        let (writer, end) = self.write_changes(job, writer)?;
-        let (mut body, encoding) = compress(writer.finish(&end), job.encoding);
+    fn read_blocking(&self, job: &PageJob) -> Result<Made, ApiError> {
+        let begin = || PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
+        let (writer, end, is_ahead) = self.write_changes(job, begin)?;
+        let encoding = if is_ahead { Encoding::Identity } else { job.encoding };
+        let (mut body, encoding) = compress(writer.finish(&end), encoding);
         body.shrink_to_fit();
-        Ok((body, encoding, end))
+        Ok((body, encoding, end, is_ahead))
     }
 
-    /// Reads what follows `job.since` into `writer`.
+    /// Reads what follows `job.since` into a writer that `begin` makes. True: the cursor is one that
+    /// this log has not reached, so there is nothing new, and what it said of its replica still holds.
     pub(super) fn write_changes<'a>(
         &'a self,
         job: &PageJob,
-        mut writer: PageWriter<'a>,
-    ) -> Result<(PageWriter<'a>, PageEnd), ReadError> {
+        begin: impl Fn() -> PageWriter<'a>,
+    ) -> Result<(PageWriter<'a>, PageEnd, bool), ApiError> {
         let operation_time = self.status.borrow().operation_time;
+        let head = self.reader.head().borrow().position;
         // A time that the log has not come to yet reads from the log's last second: no fewer changes,
         // and a cursor to go on with.
-        let last_second = self.reader.head().borrow().position.unix_seconds();
         let since = match &job.since {
-            Since::Time(second) => Since::Time((*second).min(last_second)),
+            Since::Time(second) => Since::Time((*second).min(head.unix_seconds())),
             other => other.clone(),
         };
         let request = PageRequest {
@@ -126,25 +124,20 @@ impl Parts {
             limit: job.limit,
             operation_time,
         };
-        let end = self.reader.page(&request, &mut |entry| writer.entry(entry))?;
-        Ok((writer, end))
-    }
-
-    /// The answer to a cursor that this log has not reached: nothing new, and what the cursor said of
-    /// its replica still holds.
-    fn ahead(&self, job: &PageJob) -> Result<Made, ApiError> {
-        let Since::Cursor(cursor) = &job.since else {
-            tracing::error!("the log says that a reader without a cursor is ahead of it");
-            return Err(ApiError::internal());
-        };
-        let end = PageEnd {
-            cursor: cursor.clone(),
-            checkpoint: self.reader.head().borrow().position,
-            has_more: false,
-            complete: cursor.is_complete(),
-            count: 0,
-        };
-        let writer = PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
-        Ok((writer.finish(&end), Encoding::Identity, end))
+        let mut writer = begin();
+        match (self.reader.page(&request, &mut |entry| writer.entry(entry)), &since) {
+            (Ok(end), _) => Ok((writer, end, false)),
+            (Err(ReadError::Ahead), Since::Cursor(cursor)) => {
+                let end = PageEnd {
+                    cursor: cursor.clone(),
+                    checkpoint: self.reader.head().borrow().position,
+                    has_more: false,
+                    complete: cursor.is_complete(),
+                    count: 0,
+                };
+                Ok((begin(), end, true))
+            }
+            (Err(error), _) => Err(error.into()),
+        }
     }
 }

@@ -60,7 +60,6 @@ fn tell(parts: &Parts, headers: &HeaderMap) -> Result<StatusAnswer, ApiError> {
     let is_copying = |name: &&String| source.copies.contains_key(*name);
     let copying = collections.iter().filter(is_copying).cloned().collect();
     let reason = not_serving(&source, head).map(|(message, _)| message);
-    let seconds = u64::try_from(now / 1_000).unwrap_or(0);
     Ok(StatusAnswer {
         success: true,
         server_time: time_text(now),
@@ -69,11 +68,11 @@ fn tell(parts: &Parts, headers: &HeaderMap) -> Result<StatusAnswer, ApiError> {
         source: phase_text(source.phase),
         ready: reason.is_none() && !parts.draining.is_cancelled(),
         reason,
+        token_expires_in: identity.expires_in(now),
         subject: identity.subject,
         collections,
         copying,
         channels: identity.channels,
-        token_expires_in: identity.expires_at.saturating_sub(seconds),
     })
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tidewire_protocol::Position;
 use tidewire_protocol::error::ErrorDetail;
 
-use crate::log::Cursor;
+use crate::log::PageEnd;
 
 /// What a client says.
 #[derive(Debug, Deserialize)]
@@ -76,19 +76,18 @@ impl FromServer {
 
 /// What a `changes` frame says before and after its changes.
 #[derive(Debug)]
-pub(in crate::serve) struct Covers {
+pub(super) struct Covers {
     /// Exclusive.
-    pub(in crate::serve) after: Position,
+    pub(super) after: Position,
 }
 
 impl Covers {
-    pub(in crate::serve) fn begin(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(
-            format!(r#"{{"type":"changes","after":"{}","changes":["#, self.after).as_bytes(),
-        );
+    pub(super) fn begin(&self) -> Vec<u8> {
+        format!(r#"{{"type":"changes","after":"{}","changes":["#, self.after).into_bytes()
     }
 
-    pub(in crate::serve) fn end(&self, cursor: &Cursor, complete: bool, out: &mut Vec<u8>) {
+    pub(super) fn end(&self, end: &PageEnd, out: &mut Vec<u8>) {
+        let PageEnd { cursor, complete, .. } = end;
         let through = cursor.position().max(self.after);
         out.extend_from_slice(
             format!(r#"],"through":"{through}","cursor":"{cursor}","complete":{complete}}}"#)

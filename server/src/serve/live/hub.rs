@@ -41,7 +41,7 @@ impl Hub {
 
     /// Watches all pairs of these collections and channels. What is committed from now on wakes it.
     pub(super) fn watch(self: &Arc<Self>, collections: &[String], channels: &[String]) -> Watch {
-        let channels: Box<[ChannelKey]> = ChannelKey::of(collections, channels).collect();
+        let channels = ChannelKey::of(collections, channels);
         let woken = Arc::new(Notify::new());
         let mut registry = self.lock();
         let watcher = registry.next;

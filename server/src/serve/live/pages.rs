@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::Bytes;
 use axum::extract::ws::Utf8Bytes;
 use tidewire_protocol::Position;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
@@ -13,9 +12,9 @@ use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 use super::super::Parts;
 use super::super::errors::ApiError;
 use super::super::page::{Format, PageWriter};
-use super::super::read::PageJob;
+use super::super::read::{PageJob, accounted};
 use super::frames::Covers;
-use crate::log::{Head, PageEnd, ReadError, Since};
+use crate::log::{Head, PageEnd, Since};
 
 /// A frame ends before the change that would take its changes past this many bytes.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -60,19 +59,8 @@ pub(super) struct Frame {
     /// A `changes` frame.
     pub(super) text: Utf8Bytes,
     pub(super) end: PageEnd,
-    /// The cursor is ahead of the log: there is nothing to tell yet.
+    /// The cursor is ahead of the log: there is nothing to tell yet, and this is not sent.
     pub(super) is_ahead: bool,
-}
-
-struct Accounted {
-    bytes: Vec<u8>,
-    _memory: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Accounted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
 }
 
 impl Default for Frames {
@@ -154,37 +142,17 @@ impl Parts {
     fn make_frame_blocking(
         &self,
         job: &PageJob,
-        mut memory: OwnedSemaphorePermit,
+        memory: OwnedSemaphorePermit,
     ) -> Result<Arc<Frame>, ApiError> {
         let covers = Covers { after: position_of(&job.since) };
-        let mut begun = Vec::new();
-        covers.begin(&mut begun);
-        let writer = PageWriter::begin_with(&self.rules, job.format, begun, FRAME_BYTES_MAX);
-        let (mut bytes, end, is_ahead) = match (self.write_changes(job, writer), &job.since) {
-            (Ok((writer, end)), _) => (writer.into_bytes(), end, false),
-            (Err(ReadError::Ahead), Since::Cursor(cursor)) => {
-                let end = PageEnd {
-                    cursor: cursor.clone(),
-                    checkpoint: self.reader.head().borrow().position,
-                    has_more: false,
-                    complete: cursor.is_complete(),
-                    count: 0,
-                };
-                (Vec::new(), end, true)
-            }
-            (Err(ReadError::Ahead | ReadError::Unsettled), _) => return Err(ApiError::internal()),
-            (Err(ReadError::Resync(reason)), _) => return Err(ApiError::resync(reason)),
-            (Err(ReadError::Log(error)), _) => return Err(ApiError::from(error)),
-        };
-        if !is_ahead {
-            covers.end(&end.cursor, end.complete, &mut bytes);
-        }
+        let begin =
+            || PageWriter::begin_with(&self.rules, job.format, covers.begin(), FRAME_BYTES_MAX);
+        let (writer, end, is_ahead) = self.write_changes(job, begin)?;
+        let mut bytes = writer.into_bytes();
+        covers.end(&end, &mut bytes);
         bytes.shrink_to_fit();
-        let needed = bytes.len().div_ceil(1024).max(1).min(memory.num_permits());
-        let surplus = memory.num_permits() - needed;
-        drop(memory.split(surplus));
-        let text = Bytes::from_owner(Accounted { bytes, _memory: memory });
-        let text = Utf8Bytes::try_from(text).map_err(|_| ApiError::internal())?;
+        let text =
+            Utf8Bytes::try_from(accounted(bytes, memory)).map_err(|_| ApiError::internal())?;
         Ok(Arc::new(Frame { text, end, is_ahead }))
     }
 }

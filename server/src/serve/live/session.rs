@@ -18,7 +18,6 @@ use super::super::read::PageJob;
 use super::frames::{FromClient, FromServer, Hello};
 use super::hub::Watch;
 use super::pages::position_of;
-use crate::access::token::LEEWAY_SECONDS;
 use crate::access::{Identity, TokenError};
 use crate::log::Since;
 use crate::metrics::{now_ms, time_text};
@@ -170,11 +169,6 @@ fn draining() -> End {
     ApiError::draining().retry_after(seconds).into()
 }
 
-fn seconds_left(identity: &Identity) -> u64 {
-    let now = u64::try_from(now_ms() / 1_000).unwrap_or(0);
-    identity.expires_at.saturating_sub(now)
-}
-
 impl<'a> Session<'a> {
     fn begin(parts: &'a Arc<Parts>, identity: Identity, hello: Hello) -> Result<Self, End> {
         let since = parse_since(&hello.since.text(), now_ms() / 1_000)?;
@@ -201,7 +195,7 @@ impl<'a> Session<'a> {
             server_time: time_text(now_ms()),
             checkpoint: self.parts.reader.head().borrow().position,
             keepalive_seconds: KEEPALIVE.as_secs(),
-            token_expires_in: seconds_left(&self.identity),
+            token_expires_in: self.identity.expires_in(now_ms()),
         };
         self.send(socket, welcome.text().into()).await
     }
@@ -212,7 +206,7 @@ impl<'a> Session<'a> {
             if self.parts.draining.is_cancelled() {
                 return Err(draining());
             }
-            if self.valid_for().is_zero() {
+            if self.identity.valid_for(now_ms()).is_zero() {
                 return Err(TokenError::Expired.into());
             }
             self.parts.check_serving()?;
@@ -236,17 +230,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// How long the token is still good for, the leeway included.
-    fn valid_for(&self) -> Duration {
-        let until_ms = (self.identity.expires_at + LEEWAY_SECONDS).saturating_mul(1_000);
-        let now_ms = u64::try_from(now_ms()).unwrap_or(0);
-        Duration::from_millis(until_ms.saturating_sub(now_ms))
-    }
-
     /// Until there may be something to tell.
     async fn wait(&mut self, socket: &mut WebSocket) -> Result<(), End> {
         loop {
-            let left = self.valid_for();
+            let left = self.identity.valid_for(now_ms());
             tokio::select! {
                 () = self.parts.draining.cancelled() => return Err(draining()),
                 () = self.watch.woken() => return Ok(()),
@@ -279,7 +266,7 @@ impl<'a> Session<'a> {
                 through: position_of(&self.job.since),
                 cursor: cursor.to_string(),
                 server_time: time_text(now_ms()),
-                token_expires_in: seconds_left(&self.identity),
+                token_expires_in: self.identity.expires_in(now_ms()),
             };
             self.send(socket, keepalive.text().into()).await?;
         }
