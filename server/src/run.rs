@@ -86,11 +86,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (writer, reader) = open_log(&config.log, source)?;
     let (sender, receiver) = status::channel();
     tell_what_the_log_says(&writer, &rules, &sender);
+    let (_checks, orders) = capture::checks();
     let capture = tokio::spawn(capture::run(CaptureParts {
         config: config.source.clone(),
         rules: Arc::clone(&rules),
         writer,
         status: sender,
+        checks: orders,
         shutdown: stop.clone(),
     }));
     let verifier = TokenVerifier::new(&config.auth, grants);

@@ -309,7 +309,7 @@ impl Tail {
             let (id, copy) = (tracked.id, tracked.copy.clone());
             self.writer.set_copy_state(id, copy)?;
             self.dirty = true;
-            self.order_next_copy();
+            self.walk_on();
         }
         Ok(())
     }
@@ -325,10 +325,10 @@ impl Tail {
         let (id, copy) = (tracked.id, tracked.copy.clone());
         self.writer.set_copy_state(id, copy)?;
         self.dirty = true;
-        if self.copying == Some(collection) {
-            self.copying = None;
+        if self.walked() == Some(collection) {
+            self.walk = None;
         }
-        self.order_next_copy();
+        self.walk_on();
         Ok(())
     }
 }

@@ -29,6 +29,8 @@ const CHUNK_ROOM: usize = 16 * 1024 * 1024;
 const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 /// How long a chunk may take to come.
 const CHUNK_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The longest wait between two chunks of a read that is to go slowly.
+const PACE_MAX: Duration = Duration::from_secs(30);
 /// The wait before a read at a newer time, when the source does not hold the one asked for.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,6 +45,8 @@ pub(super) struct Order {
     pub(super) after: Option<RawDocumentBuf>,
     /// No chunk may be read at an earlier cluster time.
     pub(super) not_before: u64,
+    /// Read at most so much a second; `None`: as fast as the tail takes it.
+    pub(super) bytes_per_second: Option<u32>,
 }
 
 /// Some documents of a collection, all that it held in a range of `_id` at one cluster time. It starts
@@ -155,6 +159,8 @@ impl Copier {
                 }
             }
             let bytes = u32::try_from(reply.bytes().clamp(1, CHUNK_ROOM)).unwrap_or(u32::MAX);
+            let pause =
+                order.bytes_per_second.map(|rate| f64::from(bytes) / f64::from(rate.max(1)));
             let Ok(permit) = Arc::clone(room).acquire_many_owned(bytes).await else {
                 return Ok(Read::Nobody);
             };
@@ -171,6 +177,9 @@ impl Copier {
             }
             if last {
                 return Ok(Read::End);
+            }
+            if let Some(pause) = pause {
+                sleep(Duration::from_secs_f64(pause.min(PACE_MAX.as_secs_f64()))).await;
             }
             if opened.elapsed() > SNAPSHOT_MAX {
                 return Ok(Read::GoOn);

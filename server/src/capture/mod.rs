@@ -15,6 +15,7 @@ mod commits;
 mod connect;
 mod copier;
 mod decode;
+mod entries;
 mod failure;
 pub mod patch;
 mod quarantine;
@@ -23,6 +24,7 @@ mod reconcile;
 mod reply;
 mod source;
 mod tail;
+mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{CheckError, CheckedSource, check_source, source_identity};
+pub use walk::{CheckOrder, CheckOrders, CheckReport, CheckSender, Part, checks};
 
 use crate::access::channels::RuleSet;
 use crate::config::SourceConfig;
@@ -61,6 +64,8 @@ pub struct CaptureParts {
     pub writer: Writer,
     /// Where capture says how it is.
     pub status: StatusSender,
+    /// Where checks are asked for, see [`checks`].
+    pub checks: CheckOrders,
     /// Ends it.
     pub shutdown: CancellationToken,
 }
@@ -105,7 +110,7 @@ pub async fn run(parts: CaptureParts) -> Result<(), CaptureError> {
 }
 
 async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
-    let CaptureParts { config, rules, mut writer, status, shutdown } = parts;
+    let CaptureParts { config, rules, mut writer, status, checks, shutdown } = parts;
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
     let mut client = connect(&config).await?;
@@ -115,6 +120,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             database: client.database(&config.database),
             rules: Arc::clone(&rules),
             status: status.clone(),
+            checks: checks.clone(),
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().high_water;
@@ -170,6 +176,7 @@ struct Run {
     database: Database,
     rules: Arc<RuleSet>,
     status: StatusSender,
+    checks: CheckOrders,
     shutdown: CancellationToken,
 }
 
@@ -200,6 +207,7 @@ impl Run {
             status: self.status.clone(),
             orders,
             high_water,
+            checks: self.checks.clone(),
             replay_through: match &start {
                 StartAt::Time(time) => *time,
                 StartAt::Token(_) => 0,

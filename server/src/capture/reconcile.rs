@@ -10,141 +10,183 @@ use bson::raw::RawDocument;
 use tidewire_protocol::Position;
 
 use super::apply::{Place, checked_id, readable_id};
-use super::copier::{Chunk, Order};
+use super::copier::Chunk;
+use super::entries::{Entries, entry_of};
 use super::quarantine::check;
 use super::reads::{At, IDS_MAX, id_document};
 use super::source::Ended;
 use super::tail::Tail;
-use crate::log::{CollectionId, KeyEntry, LogError, Writer, sort_key};
-use crate::status::{CopyProgress, SourcePhase};
-
-/// Keys of the log looked at together.
-const KEYS_MAX: usize = 4_096;
+use super::walk::{CheckReport, Walk};
+use crate::log::{KeyEntry, LogError, sort_key};
 
 /// The source no longer holds a time that a comparison needs: the chunk is read again, later.
 struct TooOld;
 
+/// What a comparison found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    /// Documents of the source.
+    documents: u64,
+    /// Those that the log did not have so.
+    upserted: u64,
+    /// Documents that the log alone had.
+    deleted: u64,
+}
+
 impl Tail {
-    /// Orders the next collection that is not copied, unless one is under way; with none left, the log
-    /// follows the source.
-    pub(super) fn order_next_copy(&mut self) {
-        if self.copying.is_some_and(|at| !self.tracked[at].copy.finished) {
-            return;
-        }
-        self.copying = self.tracked.iter().position(|tracked| !tracked.copy.finished);
-        self.order_copy();
-    }
-
-    /// Orders the copy that is under way, from where it stands.
-    fn order_copy(&mut self) {
-        self.generation += 1;
-        let order = self.copying.map(|at| {
-            let tracked = &self.tracked[at];
-            Order {
-                generation: self.generation,
-                collection: tracked.name.to_string(),
-                after: tracked.copy.done_through_id.clone(),
-                not_before: tracked.chunks_not_before,
-            }
-        });
-        self.send_order(order);
-        self.tell_copies();
-    }
-
-    fn tell_copies(&self) {
-        let unfinished = self.tracked.iter().filter(|tracked| !tracked.copy.finished);
-        let copies: std::collections::BTreeMap<_, _> = unfinished
-            .map(|tracked| {
-                let documents = tracked.copy.documents;
-                let documents_total = tracked.documents_total.max(documents);
-                (tracked.name.to_string(), CopyProgress { documents, documents_total })
-            })
-            .collect();
-        self.status.send_modify(|status| {
-            let following = copies.is_empty();
-            status.phase = if following { SourcePhase::Following } else { SourcePhase::Copying };
-            status.copies = copies;
-        });
-    }
-
     /// Takes a chunk in, as one commit of the log. The tail stands between commits, at or after the
     /// chunk's time.
     pub(super) fn take_chunk(&mut self, chunk: &Chunk) -> Result<(), Ended> {
-        let Some(collection) = self.copying.filter(|_| chunk.generation == self.generation) else {
+        let Some(collection) = self.walked().filter(|_| chunk.generation == self.generation) else {
             // Of an order that was replaced.
             return Ok(());
         };
         match self.compare(collection, chunk)? {
-            Ok(()) => {
-                self.commit()?;
-                if self.tracked[collection].copy.finished {
-                    let name = &self.tracked[collection].name;
-                    tracing::info!(collection = %name, "the copy is finished");
-                    self.copying = None;
-                    self.order_next_copy();
-                } else {
-                    self.tell_copies();
+            Ok(found) => {
+                if let Some(Walk::Check(check)) = &mut self.walk {
+                    check.report.upserted += found.upserted;
+                    check.report.deleted += found.deleted;
                 }
+                // A check that finds nothing has nothing to store, its progress either.
+                if self.dirty || matches!(self.walk, Some(Walk::Copy(_))) {
+                    self.commit()?;
+                }
+                self.walked_through(chunk);
             }
             Err(TooOld) => {
                 self.writer.abort()?;
                 self.dirty = false;
-                self.order_copy();
+                self.order();
             }
         }
         Ok(())
     }
 
-    fn compare(&mut self, collection: usize, chunk: &Chunk) -> Result<Result<(), TooOld>, Ended> {
-        let id = self.tracked[collection].id;
-        let done = self.tracked[collection].copy.done_through.clone();
-        let found = self.readable(collection, chunk)?;
-        let ascending = found.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    fn compare(
+        &mut self,
+        collection: usize,
+        chunk: &Chunk,
+    ) -> Result<Result<Found, TooOld>, Ended> {
+        let (done, limit) = self.bounds();
+        let read = self.readable(collection, chunk)?;
+        let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0);
         if !ascending {
             let name = &self.tracked[collection].name;
             tracing::error!(collection = %name, "the source's order of _id is not the log's");
         }
         // A chunk starts with the last one's end.
-        let fresh = found.iter().filter(|(key, _)| !ascending || Some(key) > done.as_ref());
+        let fresh = read.iter().filter(|(key, _)| {
+            (!ascending || Some(key) > done.as_ref()) && limit.as_ref().is_none_or(|l| key <= l)
+        });
         let fresh: Vec<_> = fresh.collect();
-        let end = found.last().map(|(key, document)| (key.clone(), *document));
-        let through = if chunk.last { None } else { end.as_ref().map(|(key, _)| key.clone()) };
+        let end = read.last().map(|(key, document)| (key.clone(), *document));
+        let through = match (if chunk.last { None } else { end.as_ref() }, limit) {
+            (Some((end, _)), Some(limit)) => Some(limit.min(end.clone())),
+            (end, limit) => limit.or(end.map(|(end, _)| end.clone())),
+        };
 
-        let mut entries = Entries::new(id, done.clone(), through.clone());
+        let id = self.tracked[collection].id;
+        let mut found = Found { documents: fresh.len() as u64, ..Found::default() };
+        // Without an order there is no telling what vanished.
+        let mut entries = match ascending {
+            true => Entries::new(id, done.clone(), through.clone()),
+            false => Entries::none(id),
+        };
         let mut vanished = Vec::new();
         for (key, document) in &fresh {
-            if ascending {
-                while let Some(entry) = entries.next_before(&mut self.writer, key)? {
-                    self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
-                }
+            while let Some(entry) = entries.next_before(&mut self.writer, key)? {
+                self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
             }
-            let known = if ascending {
-                entries.next_if(&mut self.writer, key)?
-            } else {
-                entry_of(&mut self.writer, id, key)?
+            let known = match ascending {
+                true => entries.next_if(&mut self.writer, key)?,
+                false => entry_of(&mut self.writer, id, key)?,
             };
-            self.compare_one(collection, chunk.time, known, key, document)?;
-            if vanished.len() >= IDS_MAX
-                && self.delete_vanished(collection, chunk.time, &mut vanished)?.is_err()
-            {
-                return Ok(Err(TooOld));
+            let differs = self.compare_one(collection, chunk.time, known, key, document)?;
+            found.upserted += u64::from(differs);
+            match self.delete_vanished(collection, chunk.time, &mut vanished, IDS_MAX)? {
+                Ok(deleted) => found.deleted += deleted,
+                Err(too_old) => return Ok(Err(too_old)),
             }
         }
-        while ascending && let Some(entry) = entries.next(&mut self.writer)? {
-            self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
-            if vanished.len() >= IDS_MAX
-                && self.delete_vanished(collection, chunk.time, &mut vanished)?.is_err()
-            {
-                return Ok(Err(TooOld));
+        loop {
+            let entry = entries.next(&mut self.writer)?;
+            let at_least = if entry.is_some() { IDS_MAX } else { 0 };
+            let ended = entry.is_none();
+            if let Some(entry) = entry {
+                self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
+            }
+            match self.delete_vanished(collection, chunk.time, &mut vanished, at_least)? {
+                Ok(deleted) => found.deleted += deleted,
+                Err(too_old) => return Ok(Err(too_old)),
+            }
+            if ended {
+                break;
             }
         }
-        if self.delete_vanished(collection, chunk.time, &mut vanished)?.is_err()
-            || self.take_awaited(collection, done, through, chunk.time)?.is_err()
-        {
+        if self.take_awaited(collection, done, through, chunk.time)?.is_err() {
             return Ok(Err(TooOld));
         }
-        let documents = fresh.len() as u64;
-        Ok(Ok(self.advance(collection, chunk, end, documents)?))
+        self.advance(chunk, end, found.documents)?;
+        Ok(Ok(found))
+    }
+
+    /// What is done of the walk, exclusive start of the rest, and where it ends, inclusive.
+    fn bounds(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        match &self.walk {
+            Some(Walk::Copy(at)) => (self.tracked[*at].copy.done_through.clone(), None),
+            Some(Walk::Check(check)) => (check.done_through.clone(), check.through.clone()),
+            None => (None, None),
+        }
+    }
+
+    /// Compares single documents, as they stand now. `None`: it can't be done now; the collection has
+    /// to be copied, or the source no longer holds the tail's time.
+    pub(super) fn check_ids(
+        &mut self,
+        collection: usize,
+        mut ids: Vec<RawDocumentBuf>,
+    ) -> Result<Option<CheckReport>, Ended> {
+        if !self.tracked[collection].copy.finished {
+            return Ok(None);
+        }
+        ids.truncate(IDS_MAX);
+        let (id, now) = (self.tracked[collection].id, self.stands.high_water);
+        let name = Arc::clone(&self.tracked[collection].name);
+        let asked: Vec<&RawDocument> = ids.iter().map(AsRef::as_ref).collect();
+        let At::Found(there) = self.reads.documents(&name, &asked, now)? else { return Ok(None) };
+        let mut report = CheckReport { time: now, ..CheckReport::default() };
+        let mut seen = HashSet::new();
+        for document in &there {
+            report.documents += 1;
+            match checked_id(document) {
+                Ok(found) => {
+                    let key = sort_key(found);
+                    let known = entry_of(&mut self.writer, id, &key)?;
+                    let differs = self.compare_one(collection, now, known, &key, document)?;
+                    report.upserted += u64::from(differs);
+                    seen.insert(key);
+                }
+                Err(defect) => {
+                    seen.extend(readable_id(document).map(sort_key));
+                    let place = self.place(collection);
+                    self.set_aside(place, readable_id(document), defect)?;
+                }
+            }
+        }
+        for gone in &ids {
+            let Ok(Some(gone_id)) = gone.get("_id") else { continue };
+            let key = sort_key(gone_id);
+            let known = entry_of(&mut self.writer, id, &key)?;
+            if known.is_some_and(|entry| entry.live) && seen.insert(key.clone()) {
+                let place = self.place(collection);
+                self.append_delete(place, &key, gone)?;
+                report.deleted += 1;
+            }
+        }
+        if self.dirty {
+            self.commit()?;
+        }
+        Ok(Some(report))
     }
 
     /// The chunk's documents with their keys; what can't be carried is set aside.
@@ -166,6 +208,7 @@ impl Tail {
         Ok(found)
     }
 
+    /// Appends the document where the log has not got it so. True: it had not.
     fn compare_one(
         &mut self,
         collection: usize,
@@ -173,21 +216,22 @@ impl Tail {
         known: Option<KeyEntry>,
         key: &[u8],
         document: &RawDocument,
-    ) -> Result<(), LogError> {
+    ) -> Result<bool, LogError> {
         if known.as_ref().is_some_and(|entry| entry.position.cluster_time > time) {
-            return Ok(());
+            return Ok(false);
         }
         if !self.awaited.is_empty()
             && let Some(awaited) = self.awaited.get(&(collection, key.to_vec()))
             && awaited.cluster_time > time
         {
-            return Ok(());
+            return Ok(false);
         }
         if known.is_some() && self.is_known(collection, key, document)? {
-            return Ok(());
+            return Ok(false);
         }
         let place = self.place(collection);
-        self.append_document(place, key, document)
+        self.append_document(place, key, document)?;
+        Ok(true)
     }
 
     /// The log has this very document, under today's rules.
@@ -225,13 +269,18 @@ impl Tail {
     }
 
     /// Deletes what is not in the source at `time`, after asking it once more by name: a chunk's bounds
-    /// are only as good as our order of keys.
+    /// are only as good as our order of keys. Waits for `at_least` of them. Says how many went.
     fn delete_vanished(
         &mut self,
         collection: usize,
         time: u64,
         vanished: &mut Vec<(Vec<u8>, RawDocumentBuf)>,
-    ) -> Result<Result<(), TooOld>, Ended> {
+        at_least: usize,
+    ) -> Result<Result<u64, TooOld>, Ended> {
+        let mut deleted = 0;
+        if vanished.len() < at_least {
+            return Ok(Ok(deleted));
+        }
         let name = Arc::clone(&self.tracked[collection].name);
         for some in vanished.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, id)| id.as_ref()).collect();
@@ -248,11 +297,12 @@ impl Tail {
                 } else {
                     let place = self.place(collection);
                     self.append_delete(place, key, id)?;
+                    deleted += 1;
                 }
             }
         }
         vanished.clear();
-        Ok(Ok(()))
+        Ok(Ok(deleted))
     }
 
     /// Documents in the range that changed after the chunk was read, by changes that could not be
@@ -303,27 +353,6 @@ impl Tail {
         Ok(Ok(()))
     }
 
-    fn advance(
-        &mut self,
-        collection: usize,
-        chunk: &Chunk,
-        end: Option<(Vec<u8>, &RawDocument)>,
-        documents: u64,
-    ) -> Result<(), LogError> {
-        let tracked = &mut self.tracked[collection];
-        tracked.documents_total = chunk.documents_total;
-        tracked.copy.documents += documents;
-        tracked.copy.finished = chunk.last;
-        if let Some((key, document)) = end
-            && let Ok(Some(id)) = document.get("_id")
-        {
-            tracked.copy.done_through = Some(key);
-            tracked.copy.done_through_id = Some(id_document(id));
-        }
-        let (id, copy) = (tracked.id, tracked.copy.clone());
-        self.writer.set_copy_state(id, copy)
-    }
-
     /// The next place that reconcile may append at: after everything that the stream told up to now.
     fn place(&mut self, collection: usize) -> Place {
         let now = self.stands.high_water;
@@ -334,67 +363,4 @@ impl Tail {
         // The source does not tell when it was written; this is when it was seen.
         Place { collection, position, wall_time_ms: i64::from(position.unix_seconds()) * 1_000 }
     }
-}
-
-/// The log's keys in a range, ascending, a page at a time.
-struct Entries {
-    collection: CollectionId,
-    after: Option<Vec<u8>>,
-    through: Option<Vec<u8>>,
-    page: std::iter::Peekable<std::vec::IntoIter<KeyEntry>>,
-    ended: bool,
-}
-
-impl Entries {
-    fn new(collection: CollectionId, after: Option<Vec<u8>>, through: Option<Vec<u8>>) -> Self {
-        let page = Vec::new().into_iter().peekable();
-        Self { collection, after, through, page, ended: false }
-    }
-
-    fn peek(&mut self, writer: &mut Writer) -> Result<Option<&KeyEntry>, LogError> {
-        if self.page.peek().is_none() && !self.ended {
-            let (after, through) = (self.after.as_deref(), self.through.as_deref());
-            let page = writer.keys_between(self.collection, after, through, KEYS_MAX)?;
-            self.ended = page.len() < KEYS_MAX;
-            if let Some(last) = page.last() {
-                self.after = Some(last.key.clone());
-            }
-            self.page = page.into_iter().peekable();
-        }
-        Ok(self.page.peek())
-    }
-
-    fn next(&mut self, writer: &mut Writer) -> Result<Option<KeyEntry>, LogError> {
-        self.peek(writer)?;
-        Ok(self.page.next())
-    }
-
-    /// The next entry, where it is before `key`.
-    fn next_before(
-        &mut self,
-        writer: &mut Writer,
-        key: &[u8],
-    ) -> Result<Option<KeyEntry>, LogError> {
-        let before = self.peek(writer)?.is_some_and(|entry| entry.key.as_slice() < key);
-        Ok(if before { self.page.next() } else { None })
-    }
-
-    /// The next entry, where it is `key`'s.
-    fn next_if(&mut self, writer: &mut Writer, key: &[u8]) -> Result<Option<KeyEntry>, LogError> {
-        let same = self.peek(writer)?.is_some_and(|entry| entry.key == key);
-        Ok(if same { self.page.next() } else { None })
-    }
-}
-
-/// A key's entry by itself, where the order can't be relied on.
-fn entry_of(
-    writer: &mut Writer,
-    collection: CollectionId,
-    key: &[u8],
-) -> Result<Option<KeyEntry>, LogError> {
-    Ok(writer.latest(collection, key)?.map(|latest| KeyEntry {
-        key: key.to_vec(),
-        position: latest.position,
-        live: latest.document.is_some(),
-    }))
 }

@@ -17,6 +17,7 @@ use super::quarantine::{Defect, set_aside};
 use super::reads::Reads;
 use super::reply::Batch;
 use super::source::Ended;
+use super::walk::{CheckOrder, CheckOrders, Owed, Walk};
 use crate::access::channels::RuleSet;
 use crate::log::{CollectionId, CopyState, LogError, TailState, Writer};
 use crate::retry::Failure;
@@ -44,6 +45,7 @@ pub(super) struct TailParts {
     pub(super) status: StatusSender,
     pub(super) orders: watch::Sender<Option<Order>>,
     pub(super) high_water: watch::Sender<u64>,
+    pub(super) checks: CheckOrders,
     /// The time at which the stream starts, 0 when it starts after a token. What it tells up to then
     /// is in the log, or in the copies that are to come.
     pub(super) replay_through: u64,
@@ -110,8 +112,11 @@ pub(super) struct Tail {
     pub(super) stands: TailState,
     orders: watch::Sender<Option<Order>>,
     high_water: watch::Sender<u64>,
-    pub(super) copying: Option<usize>,
+    pub(super) walk: Option<Walk>,
+    /// Checks that follow.
+    pub(super) owed: Owed,
     pub(super) generation: u64,
+    checks: CheckOrders,
     /// Waits for the tail to reach its time.
     held: Option<Chunk>,
     /// The last position that reconcile gave.
@@ -128,6 +133,7 @@ pub(super) struct Tail {
 enum Input {
     Batch(Option<Batch>),
     Chunk(Option<Chunk>),
+    Check(Option<CheckOrder>),
 }
 
 impl Tail {
@@ -156,8 +162,10 @@ impl Tail {
             stands,
             orders: parts.orders,
             high_water: parts.high_water,
-            copying: None,
+            walk: None,
+            owed: Owed::new(),
             generation: 0,
+            checks: parts.checks,
             held: None,
             reconciled,
             open: None,
@@ -200,7 +208,7 @@ impl Tail {
         }
         self.writer.commit()?;
         self.high_water.send_replace(self.stands.high_water);
-        self.order_next_copy();
+        self.walk_on();
         Ok(())
     }
 
@@ -227,13 +235,17 @@ impl Tail {
         batches: &mut mpsc::Receiver<Batch>,
         chunks: &mut mpsc::Receiver<Chunk>,
     ) -> Result<(), Ended> {
-        let mut copier_lives = true;
+        let (mut copier_lives, mut checks_come) = (true, true);
         loop {
             let may_take = copier_lives && self.held.is_none();
+            let may_check =
+                copier_lives && checks_come && self.walk.is_none() && self.open.is_none();
+            let checks = self.checks.clone();
             let input = self.runtime.block_on(async {
                 tokio::select! {
                     batch = batches.recv() => Input::Batch(batch),
                     chunk = chunks.recv(), if may_take => Input::Chunk(chunk),
+                    order = checks.next(), if may_check => Input::Check(order),
                 }
             });
             match input {
@@ -241,6 +253,8 @@ impl Tail {
                 Input::Batch(Some(batch)) => self.take_batch(&batch)?,
                 Input::Chunk(None) => copier_lives = false,
                 Input::Chunk(Some(chunk)) => self.held = Some(chunk),
+                Input::Check(None) => checks_come = false,
+                Input::Check(Some(order)) => self.take_check(order)?,
             }
             // Only between commits, and only when the log is not behind the chunk.
             if self.open.is_none()

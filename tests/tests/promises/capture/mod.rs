@@ -1,6 +1,7 @@
 //! Capture against a real MongoDB: the log equals the source, whatever happens to either.
 
 mod changes;
+mod checks;
 mod copies;
 mod faults;
 mod kills;
@@ -18,7 +19,7 @@ use mongodb::Database;
 use tempfile::TempDir;
 use tidewire_protocol::Position;
 use tidewire_server::access::channels::RuleSet;
-use tidewire_server::capture::{self, CaptureError, CaptureParts};
+use tidewire_server::capture::{self, CaptureError, CaptureParts, CheckSender};
 use tidewire_server::config::{CollectionConfig, SourceConfig};
 use tidewire_server::log::{
     Body, Cursor, Flow, LogOptions, PageRequest, Reader, Scope, Since, Writer, sort_key,
@@ -41,6 +42,7 @@ type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 struct Capture {
     reader: Reader,
     status: StatusReceiver,
+    checks: CheckSender,
     shutdown: CancellationToken,
     task: Option<JoinHandle<Result<(), CaptureError>>>,
 }
@@ -58,6 +60,11 @@ fn source(mongo: &Mongo) -> SourceConfig {
     SourceConfig { uri: mongo.uri(), database: mongo.db.name().to_owned() }
 }
 
+fn log_options(database: &str) -> LogOptions {
+    let source = capture::source_identity("rs0", database);
+    LogOptions { source, retention: Duration::from_secs(3_600) }
+}
+
 impl Capture {
     fn start(mongo: &Mongo, dir: &Path) -> Self {
         Self::start_with(source(mongo), dir, &collections(&COLLECTIONS))
@@ -68,17 +75,21 @@ impl Capture {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let rules = Arc::new(RuleSet::compile(collections).expect("rules"));
-        let options = LogOptions {
-            source: capture::source_identity("rs0", &config.database),
-            retention: Duration::from_secs(3_600),
-        };
+        let options = log_options(&config.database);
         let (writer, reader) = Writer::open(dir, &options).expect("open the log");
         let (sender, status) = status::channel();
         let shutdown = CancellationToken::new();
-        let parts =
-            CaptureParts { config, rules, writer, status: sender, shutdown: shutdown.clone() };
+        let (checks, orders) = capture::checks();
+        let parts = CaptureParts {
+            config,
+            rules,
+            writer,
+            status: sender,
+            checks: orders,
+            shutdown: shutdown.clone(),
+        };
         let task = Some(tokio::spawn(capture::run(parts)));
-        Self { reader, status, shutdown, task }
+        Self { reader, status, checks, shutdown, task }
     }
 
     async fn stop(mut self) {
