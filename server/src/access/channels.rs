@@ -60,6 +60,12 @@ impl Rules {
         channels
     }
 
+    /// Whether some template reads one of the top-level fields for which `changed` answers true: the
+    /// channels of a document are the same before and after where none does.
+    pub fn reads_any(&self, changed: impl Fn(&str) -> bool) -> bool {
+        self.channels.iter().flat_map(Template::fields).any(changed)
+    }
+
     /// The paths that are never served.
     #[must_use]
     pub fn exclude(&self) -> &Exclude {

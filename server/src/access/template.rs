@@ -88,6 +88,14 @@ impl Template {
             .extend(texts.into_iter().filter(|text| text.len() <= CHANNEL_BYTES_MAX).take(room));
     }
 
+    /// The top-level fields that it reads.
+    pub(super) fn fields(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Place(path) => path.first().map(String::as_str),
+        })
+    }
+
     /// Whether some values would make the template give `channel`. Says yes rather than no where a
     /// value could hold the literal text too.
     pub(super) fn may_give(&self, channel: &str) -> bool {

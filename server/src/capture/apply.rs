@@ -8,12 +8,12 @@ use tidewire_protocol::Position;
 use tidewire_protocol::key::mongo_id;
 
 use super::decode::{Event, Operation};
-use super::patch::patch;
+use super::patch::Changed;
 use super::quarantine::{DOCUMENT_BYTES_MAX, Defect, ID_BYTES_MAX, check, set_aside};
 use super::reads::{At, id_document};
 use super::source::Ended;
 use super::tail::{Awaited, Tail};
-use crate::log::{Body, CopyState, LogError, NewChange, sort_key};
+use crate::log::{Body, Channels, CopyState, Latest, LogError, NewChange, sort_key};
 
 /// Most documents whose reading waits for their copy; beyond it they are read at once, which is slower.
 pub(super) const AWAITED_MAX: usize = 100_000;
@@ -118,10 +118,14 @@ impl Tail {
     /// Appends a checked document.
     fn upsert(&mut self, at: Place, key: Vec<u8>, document: &RawDocument) -> Result<(), LogError> {
         self.append_document(at, &key, document)?;
-        if !self.awaited.is_empty() {
-            self.awaited.remove(&(at.collection, key));
-        }
+        self.no_longer_awaited(at.collection, key);
         Ok(())
+    }
+
+    fn no_longer_awaited(&mut self, collection: usize, key: Vec<u8>) {
+        if !self.awaited.is_empty() {
+            self.awaited.remove(&(collection, key));
+        }
     }
 
     /// Appends a checked document, in its channels.
@@ -131,9 +135,20 @@ impl Tail {
         key: &[u8],
         document: &RawDocument,
     ) -> Result<(), LogError> {
+        let Some(rules) = self.rules.get(&self.tracked[at.collection].name) else { return Ok(()) };
+        let channels = rules.channels_of(document);
+        self.append_upsert(at, key, document, Channels::Named(&channels))
+    }
+
+    fn append_upsert(
+        &mut self,
+        at: Place,
+        key: &[u8],
+        document: &RawDocument,
+        channels: Channels<'_>,
+    ) -> Result<(), LogError> {
         let tracked = &self.tracked[at.collection];
         let Some(rules) = self.rules.get(&tracked.name) else { return Ok(()) };
-        let channels = rules.channels_of(document);
         self.dirty = true;
         self.writer.append(&NewChange {
             position: at.position,
@@ -141,7 +156,7 @@ impl Tail {
             collection: tracked.id,
             key,
             body: Body::Upsert(document),
-            channels: &channels,
+            channels,
             rules: rules.fingerprint(),
         })
     }
@@ -161,7 +176,7 @@ impl Tail {
             collection: tracked.id,
             key,
             body: Body::Delete(id),
-            channels: &[],
+            channels: Channels::Named(&[]),
             rules: tracked.copy.rules,
         })
     }
@@ -173,9 +188,7 @@ impl Tail {
         // Also where the log has no such document: its copy may have been read before and be on its
         // way, and must find that it is too late.
         self.append_delete(at, &key, id)?;
-        if !self.awaited.is_empty() {
-            self.awaited.remove(&(at.collection, key));
-        }
+        self.no_longer_awaited(at.collection, key);
         Ok(())
     }
 
@@ -201,10 +214,19 @@ impl Tail {
         let latest = self.writer.latest(tracked.id, &key)?;
         let trusted = latest
             .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
-        if let Some(previous) = trusted.and_then(|latest| latest.document) {
-            match patch(&previous, description) {
-                Ok(document) => {
+        if let Some(Latest { document: Some(previous), rules, .. }) = trusted {
+            let changed = Changed::read(description);
+            match changed.and_then(|changed| Ok((changed.apply(&previous)?, changed))) {
+                Ok((document, changed)) => {
                     let checked = check_patched(&document, description);
+                    let stays = self.rules.get(&tracked.name).is_some_and(|now| {
+                        now.fingerprint() == rules && !now.reads_any(|field| changed.touches(field))
+                    });
+                    if stays && checked.is_ok() {
+                        self.append_upsert(at, &key, &document, Channels::AsBefore)?;
+                        self.no_longer_awaited(at.collection, key);
+                        return Ok(());
+                    }
                     return Ok(self.take_checked(at, key, &document, checked)?);
                 }
                 Err(reason) => tracing::debug!(collection = %tracked.name, %reason, "exact read"),

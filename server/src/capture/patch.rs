@@ -25,31 +25,58 @@ mod tests;
 
 use bson::raw::{RawDocument, RawDocumentBuf};
 
+/// What an update changed, read from an event's `updateDescription` or its `rawUpdateDescription`;
+/// they are told apart by their fields.
+pub(super) struct Changed<'a> {
+    delta: delta::Delta<'a>,
+    /// Bytes that the delta takes at most.
+    bytes: usize,
+}
+
+impl<'a> Changed<'a> {
+    /// Reads the delta.
+    ///
+    /// # Errors
+    /// [`Untrusted`], whenever it could mean more than one thing.
+    pub(super) fn read(update_description: &'a RawDocument) -> Result<Self, Untrusted> {
+        let delta = match update_description.iter_elements().next() {
+            Some(Ok(first)) if first.key().as_str() == "$v" => raw::read(update_description)?,
+            Some(Ok(_)) => paths::read(update_description)?,
+            Some(Err(_)) => return Err(Untrusted::Malformed),
+            None => return Err(Untrusted::Unknown),
+        };
+        if delta.part(b"_id").is_some() {
+            return Err(Untrusted::Identity);
+        }
+        Ok(Self { delta, bytes: update_description.as_bytes().len() })
+    }
+
+    /// The document after the update. Where the one before and the delta are well-formed and UTF-8
+    /// throughout, so is the answer.
+    ///
+    /// # Errors
+    /// [`Untrusted`], whenever more than one document could be meant, or the delta does not fit the
+    /// previous document.
+    pub(super) fn apply(&self, previous: &RawDocument) -> Result<RawDocumentBuf, Untrusted> {
+        apply::apply(previous, &self.delta, previous.as_bytes().len() + self.bytes)
+    }
+
+    /// Whether the top-level field `name`, or something inside of it, may be another one after.
+    pub(super) fn touches(&self, name: &str) -> bool {
+        self.delta.part(name.as_bytes()).is_some()
+    }
+}
+
 /// The document after an update, or the reason why the delta can't be trusted to tell it: then the
 /// document is read from the source at the event's cluster time.
 ///
-/// `previous` is the whole document before the update. `update_description` is the event's
-/// `updateDescription` or its `rawUpdateDescription`; they are told apart by their fields. Where
-/// both are well-formed and UTF-8 throughout, so is the answer.
-///
 /// # Errors
-/// [`Untrusted`], whenever more than one document could be meant, or the delta does not fit the
-/// previous document.
+/// [`Untrusted`].
 pub fn patch(
     previous: &RawDocument,
     update_description: &RawDocument,
 ) -> Result<RawDocumentBuf, Untrusted> {
-    let delta = match update_description.iter_elements().next() {
-        Some(Ok(first)) if first.key().as_str() == "$v" => raw::read(update_description)?,
-        Some(Ok(_)) => paths::read(update_description)?,
-        Some(Err(_)) => return Err(Untrusted::Malformed),
-        None => return Err(Untrusted::Unknown),
-    };
-    if delta.part(b"_id").is_some() {
-        return Err(Untrusted::Identity);
-    }
-    let room = previous.as_bytes().len() + update_description.as_bytes().len();
-    apply::apply(previous, &delta, room)
+    Changed::read(update_description)?.apply(previous)
 }
 
 /// Why a delta can't be trusted to tell the document after an update.

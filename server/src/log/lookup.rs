@@ -151,8 +151,8 @@ impl Writer {
         let shared = self.shared.read();
         let older = (!self.index_on_commit).then_some(&shared.recent);
         for recent in older.into_iter().chain([&self.fresh]) {
-            let newer = recent.keys_after(collection, after);
-            for (key, seq) in newer.take_while(|(key, _)| within(key)).take(limit) {
+            let newer = recent.keys(collection, |key| key > after && within(key));
+            for (key, seq) in newer.into_iter().take(limit) {
                 keys.insert(key.to_vec(), seq);
             }
         }

@@ -32,7 +32,7 @@ pub use cursor::{Cursor, CursorError};
 pub use error::LogError;
 pub use key::sort_key;
 pub use read::{Entry, Flow, PageEnd, PageRequest, ReadError, Reader, Scope, Since};
-pub use record::{Body, CollectionId, CopyState, Head, Latest, NewChange, TailState};
+pub use record::{Body, Channels, CollectionId, CopyState, Head, Latest, NewChange, TailState};
 pub use stat::{CollectionStat, LogStat};
 pub use touched::{ChannelKey, Touched};
 pub use write::{KeyEntry, LogOptions, Writer};

@@ -5,7 +5,7 @@
 //! the store sorted, some ten thousand at a time, in the transaction that moves `log.indexed_seq`.
 //! After a crash they are rebuilt from the rows after `indexed_seq`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rusqlite::Connection;
@@ -28,7 +28,7 @@ pub(super) struct Recent {
     postings: HashMap<u32, Vec<u64>>,
     postings_len: usize,
     /// By collection and key: the latest change.
-    latest: HashMap<CollectionId, BTreeMap<Vec<u8>, u64>>,
+    latest: HashMap<CollectionId, HashMap<Vec<u8>, u64>>,
     latest_len: usize,
 }
 
@@ -57,21 +57,20 @@ impl Recent {
     }
 
     pub(super) fn greatest_key(&self, collection: CollectionId) -> Option<&[u8]> {
-        self.latest.get(&collection)?.last_key_value().map(|(key, _)| key.as_slice())
+        self.latest.get(&collection)?.keys().max().map(Vec::as_slice)
     }
 
-    /// Keys of a collection after `after` (exclusive), ascending, with their latest change.
-    pub(super) fn keys_after<'a>(
-        &'a self,
+    /// Keys of a collection that are `wanted`, ascending, with their latest change.
+    pub(super) fn keys(
+        &self,
         collection: CollectionId,
-        after: &[u8],
-    ) -> impl Iterator<Item = (&'a [u8], u64)> + use<'a> {
-        let range = (std::ops::Bound::Excluded(after.to_vec()), std::ops::Bound::Unbounded);
-        self.latest
-            .get(&collection)
-            .into_iter()
-            .flat_map(move |keys| keys.range(range.clone()))
-            .map(|(key, &seq)| (key.as_slice(), seq))
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Vec<(&[u8], u64)> {
+        let all = self.latest.get(&collection).into_iter().flatten();
+        let mut keys: Vec<_> =
+            all.map(|(key, &seq)| (key.as_slice(), seq)).filter(|(key, _)| wanted(key)).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The postings of a channel in `(after, through]`.
@@ -99,9 +98,9 @@ impl Recent {
             self.postings.entry(channel).or_default().extend(postings);
         }
         self.postings_len += std::mem::take(&mut newer.postings_len);
-        for (collection, keys) in newer.latest.drain() {
+        for (&collection, keys) in &mut newer.latest {
             let all = self.latest.entry(collection).or_default();
-            for (key, seq) in keys {
+            for (key, seq) in keys.drain() {
                 self.latest_len += usize::from(all.insert(key, seq).is_none());
             }
         }
@@ -110,13 +109,13 @@ impl Recent {
 
     /// Writes everything to the store, sorted; it stays in memory.
     pub(super) fn write(&self, conn: &Connection) -> Result<(), LogError> {
-        let mut upsert = conn.prepare_cached(
-            "INSERT INTO latest (collection, key, seq) VALUES (?1, ?2, ?3)
-             ON CONFLICT (collection, key) DO UPDATE SET seq = excluded.seq",
+        // With one key and no trigger SQLite overwrites in place, without looking first.
+        let mut replace = conn.prepare_cached(
+            "INSERT OR REPLACE INTO latest (collection, key, seq) VALUES (?1, ?2, ?3)",
         )?;
-        for (collection, keys) in &self.latest {
-            for (key, seq) in keys {
-                upsert.execute((collection.0, key, seq.cast_signed()))?;
+        for &collection in self.latest.keys() {
+            for (key, seq) in self.keys(collection, |_| true) {
+                replace.execute((collection.0, key, seq.cast_signed()))?;
             }
         }
         let mut channels: Vec<_> = self.postings.iter().collect();
@@ -143,9 +142,9 @@ impl Recent {
         let mut rows = select.query([indexed_seq.cast_signed()])?;
         while let Some(row) = rows.next()? {
             let seq = row.get::<_, i64>(0)?.cast_unsigned();
-            let now = channel_ids(&row.get::<_, Vec<u8>>(2)?)?;
-            let before = channel_ids(&row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default())?;
-            recent.post(seq, &before, &now);
+            let now: Vec<u8> = row.get(2)?;
+            let before: Option<Vec<u8>> = row.get(3)?;
+            recent.post(seq, &before.unwrap_or_default(), &now)?;
             let document = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
             let id = document_in_row(document, seq)?
                 .get("_id")
@@ -157,16 +156,21 @@ impl Recent {
         Ok(recent)
     }
 
-    /// The postings of a change: the channels that its document is in, and those it left.
-    pub(super) fn post(&mut self, seq: u64, before: &[u32], now: &[u32]) {
-        for &channel in now {
+    /// The postings of a change: the channels that its document is in, and those it left; both as rows
+    /// hold them.
+    pub(super) fn post(&mut self, seq: u64, before: &[u8], now: &[u8]) -> Result<(), LogError> {
+        let now_in = channel_ids(now)?;
+        for &channel in &now_in {
             self.add_posting(channel, seq, false);
         }
-        for &channel in before {
-            if !now.contains(&channel) {
-                self.add_posting(channel, seq, true);
+        if before != now {
+            for channel in channel_ids(before)? {
+                if !now_in.contains(&channel) {
+                    self.add_posting(channel, seq, true);
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -24,11 +24,19 @@ pub struct NewChange<'a> {
     pub key: &'a [u8],
     /// The document, whole, or the key of the one that is gone.
     pub body: Body<'a>,
-    /// The channels the document is in after the change, sorted and without doubles; empty on a
-    /// delete.
-    pub channels: &'a [String],
+    /// The channels the document is in after the change.
+    pub channels: Channels<'a>,
     /// The fingerprint of the rules (channels, excluded fields) under which this was appended.
     pub rules: u64,
+}
+
+/// The channels of a document after a change.
+#[derive(Clone, Copy, Debug)]
+pub enum Channels<'a> {
+    /// By name, sorted and without doubles; none on a delete.
+    Named(&'a [String]),
+    /// Those that it was in before, which the log knows: there must be a change before this one.
+    AsBefore,
 }
 
 /// The document after a change.

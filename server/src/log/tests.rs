@@ -26,6 +26,8 @@ struct Known {
     id: i32,
     /// Document and channels; `None`: deleted.
     state: Option<(Vec<u8>, Vec<String>)>,
+    /// The channels are the document's before.
+    as_before: bool,
 }
 
 /// The model of a source: every change.
@@ -116,20 +118,29 @@ impl Source {
             for ordinal in 0..rng.random_range(1..=size_max) {
                 self.number += 1;
                 let id = rng.random_range(0..40);
+                let collection = rng.random_range(0..COLLECTIONS.len());
+                let before = self
+                    .model
+                    .changes
+                    .iter()
+                    .chain(&changes)
+                    .rev()
+                    .find(|change| (change.collection, change.id) == (collection, id))
+                    .and_then(|change| Some(change.state.as_ref()?.1.clone()))
+                    .filter(|_| rng.random_bool(0.5));
+                let as_before = before.is_some();
                 let state = rng.random_bool(0.75).then(|| {
                     let document = rawdoc! { "_id": id, "n": self.number };
-                    let channels: Vec<String> = CHANNELS
-                        .iter()
-                        .filter(|_| rng.random_bool(0.3))
-                        .map(ToString::to_string)
-                        .collect();
-                    let mut channels = channels;
+                    let mut some = || -> Vec<String> {
+                        let some = CHANNELS.iter().filter(|_| rng.random_bool(0.3));
+                        some.map(ToString::to_string).collect()
+                    };
+                    let mut channels = before.unwrap_or_else(&mut some);
                     channels.sort();
                     (document.into_bytes(), channels)
                 });
                 let position = Position::new(self.time, ordinal);
-                let collection = rng.random_range(0..COLLECTIONS.len());
-                changes.push(Known { position, collection, id, state });
+                changes.push(Known { position, collection, id, state, as_before });
             }
         }
         if rng.random_bool(0.2) {
@@ -153,9 +164,13 @@ impl Source {
             let (body, channels) = match &change.state {
                 Some((document, channels)) => {
                     let document = RawDocument::from_bytes(document).unwrap();
-                    (Body::Upsert(document), channels.as_slice())
+                    let channels = match change.as_before {
+                        true => Channels::AsBefore,
+                        false => Channels::Named(channels),
+                    };
+                    (Body::Upsert(document), channels)
                 }
-                None => (Body::Delete(&tombstone), [].as_slice()),
+                None => (Body::Delete(&tombstone), Channels::Named(&[])),
             };
             if change.id % 2 == 0 {
                 writer.latest(collection, &key).unwrap();

@@ -20,9 +20,11 @@ use super::known::Known;
 use super::postings::put_varint;
 use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
-use super::record::{KIND_DELETE, KIND_UPSERT, channel_ids, checksum, head_position};
+use super::record::{KIND_DELETE, KIND_UPSERT, checksum, head_position};
 use super::touched::LastCommits;
-use super::{Body, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema};
+use super::{
+    Body, Channels, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema,
+};
 
 /// Channels whose numbers are kept in memory.
 const CHANNELS_CACHED_MAX: usize = 50_000;
@@ -235,14 +237,15 @@ impl Writer {
         self.begin()?;
         let seq = self.last_seq + 1;
         let previous = self.previous(change)?;
-        let mut numbers = Vec::with_capacity(change.channels.len());
-        let mut channels = Vec::with_capacity(change.channels.len() * 2);
-        for name in change.channels {
-            let number = self.channel(change.collection, name)?;
-            numbers.push(number);
-            put_varint(u64::from(number), &mut channels);
-        }
-        self.index(change, seq, previous.as_ref(), &numbers)?;
+        let before = previous.as_ref().map_or(&[][..], |previous| &previous.channels);
+        let channels = match change.channels {
+            Channels::Named(names) => self.channel_numbers(change.collection, names)?,
+            Channels::AsBefore if previous.is_some() => before.to_vec(),
+            Channels::AsBefore => {
+                return Err(LogError::Refused("there is no change before this one".to_owned()));
+            }
+        };
+        self.index(change, seq, before, &channels)?;
         let (kind, document) = match change.body {
             Body::Upsert(document) => (KIND_UPSERT, document),
             Body::Delete(document) => (KIND_DELETE, document),
@@ -313,14 +316,10 @@ impl Writer {
         &mut self,
         change: &NewChange<'_>,
         seq: u64,
-        previous: Option<&Previous>,
-        channels: &[u32],
+        before: &[u8],
+        channels: &[u8],
     ) -> Result<(), LogError> {
-        let before = match previous {
-            Some(previous) => channel_ids(&previous.channels)?,
-            None => Vec::new(),
-        };
-        self.fresh.post(seq, &before, channels);
+        self.fresh.post(seq, before, channels)?;
         self.fresh.set_latest(change.collection, change.key, seq);
         self.known.set(change.collection, change.key, seq);
         let greatest = self.greatest.entry(change.collection).or_default();
@@ -344,6 +343,19 @@ impl Writer {
             self.index_on_commit = true;
         }
         self.fresh.write(&self.conn)
+    }
+
+    /// The numbers of channels, as a row holds them.
+    fn channel_numbers(
+        &mut self,
+        collection: CollectionId,
+        names: &[String],
+    ) -> Result<Vec<u8>, LogError> {
+        let mut numbers = Vec::with_capacity(names.len() * 3);
+        for name in names {
+            put_varint(u64::from(self.channel(collection, name)?), &mut numbers);
+        }
+        Ok(numbers)
     }
 
     /// The number of a channel, given on first sight.

@@ -8,7 +8,9 @@ use bson::{Document, doc};
 use rusqlite::Connection;
 use tidewire_ops::replay::{Replay, Sight};
 use tidewire_protocol::Position;
-use tidewire_server::log::{Body, CopyState, LogOptions, NewChange, TailState, Writer, sort_key};
+use tidewire_server::log::{
+    Body, Channels, CopyState, LogOptions, NewChange, TailState, Writer, sort_key,
+};
 
 const SECOND: u32 = 1_700_000_000;
 
@@ -45,7 +47,7 @@ fn write_log(dir: &Path) {
             collection: invoices,
             key: &key,
             body,
-            channels: &channels,
+            channels: Channels::Named(&channels),
             rules: 1,
         };
         writer.append(&change).expect("append");
@@ -129,7 +131,7 @@ async fn a_moment_of_which_the_log_has_only_a_part_is_refused() {
             collection: invoices,
             key: &key,
             body: Body::Upsert(&document),
-            channels: &["everyone".to_owned()],
+            channels: Channels::Named(&["everyone".to_owned()]),
             rules: 1,
         };
         writer.append(&change).expect("append");

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tidewire_protocol::Position;
 use tidewire_server::access::{Grants, RuleSet, TokenVerifier};
 use tidewire_server::config::{Config, Flags};
-use tidewire_server::log::{Body, LogOptions, NewChange, TailState, Writer, sort_key};
+use tidewire_server::log::{Body, Channels, LogOptions, NewChange, TailState, Writer, sort_key};
 use tidewire_server::metrics::Metrics;
 use tidewire_server::serve::{self, Parts};
 use tidewire_server::status::{self, SourcePhase, StatusSender};
@@ -125,7 +125,7 @@ impl Served {
             collection: id,
             key: &key,
             body,
-            channels: &channels,
+            channels: Channels::Named(&channels),
             rules: rules.fingerprint(),
         };
         self.writer.append(&change).expect("appended");

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use bson::{Bson, Decimal128, doc, oid::ObjectId};
+use bson::{Bson, Decimal128, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::bson::Document;
-use tidewire_server::log::{Body, Since};
+use tidewire_server::access::channels::Rules;
+use tidewire_server::log::{Body, Scope, Since};
 use tidewire_tests::harness::{Mongo, mongo};
 
-use super::{COLLECTIONS, Capture, dir, insert, numbered};
+use super::{COLLECTIONS, Capture, collections, dir, insert, numbered, source, source_state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inserts_updates_replacements_and_deletes_are_in_the_log_as_in_the_source() {
@@ -268,5 +269,58 @@ async fn a_renamed_collection_leaves_its_old_name_and_fills_the_new_one() {
     let out = vec![doc! { "$match": { "n": { "$lt": 10 } } }, doc! { "$out": "plans" }];
     mongo.db.collection::<Document>("elsewhere").aggregate(out).await.unwrap();
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_leaves_a_document_in_the_channels_that_its_fields_name() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let owned = |id: i32| doc! { "_id": id, "owner": { "ids": [id, id + 1] }, "status": "open", "note": "x" };
+    insert(&mongo.db, "invoices", (0..8).map(owned)).await;
+    let mut config = collections(&["invoices"]);
+    config[0].channels = vec!["owner:{owner.ids}".to_owned(), "status:{status}".to_owned()];
+    let capture = Capture::start_with(source(&mongo), dir.path(), &config);
+    capture.copied().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    for (id, change) in [
+        (0, doc! { "$set": { "note": "elsewhere", "ownership": 1 } }),
+        (1, doc! { "$set": { "owner.ids.0": 70 } }),
+        (2, doc! { "$set": { "status": "paid" } }),
+        (3, doc! { "$unset": { "owner": "" } }),
+        (4, doc! { "$push": { "owner.ids": 71 } }),
+        (5, doc! { "$rename": { "note": "status" } }),
+        (6, doc! { "$set": { "owner": "none" } }),
+    ] {
+        // What touches no channel goes before and after what does, on the same document.
+        for change in [doc! { "$inc": { "n": 1 } }, change, doc! { "$inc": { "n": 1 } }] {
+            invoices.update_one(doc! { "_id": id }, change).await.unwrap();
+        }
+    }
+    capture.must_equal(&mongo.db, &["invoices"]).await;
+    let rules = Rules::compile(&config[0]).unwrap();
+    let mut wanted = BTreeSet::new();
+    for document in source_state(&mongo.db, &["invoices"]).await.into_values() {
+        let document = RawDocumentBuf::from_bytes(document).unwrap();
+        let id = document.get_i32("_id").unwrap();
+        wanted.extend(rules.channels_of(&document).into_iter().map(|channel| (channel, id)));
+    }
+    let mut found = BTreeSet::new();
+    let channels: BTreeSet<&String> = wanted.iter().map(|(channel, _)| channel).collect();
+    let gone = ["owner:1", "owner:3", "status:x", "owner:none"].map(str::to_owned);
+    for channel in channels.into_iter().chain(&gone) {
+        let scope = [channel.clone()];
+        let scope = Scope::Channels { collections: &["invoices".to_owned()], channels: &scope };
+        capture.read_of(scope, &Since::Nothing, |_, _, body| {
+            if let Body::Upsert(document) = body {
+                found.insert((channel.clone(), document.get_i32("_id").unwrap()));
+            }
+        });
+    }
+    assert_eq!(found, wanted);
+    assert!(
+        wanted.contains(&("owner:71".to_owned(), 4))
+            && wanted.contains(&("status:x".to_owned(), 5))
+    );
     capture.stop().await;
 }

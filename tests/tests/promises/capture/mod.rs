@@ -131,15 +131,20 @@ impl Capture {
     }
 
     /// Everything that is visible after `since`.
-    fn read(&self, since: &Since, mut each: impl FnMut(Position, &str, Body<'_>)) -> Cursor {
+    fn read(&self, since: &Since, each: impl FnMut(Position, &str, Body<'_>)) -> Cursor {
+        self.read_of(Scope::Everything, since, each)
+    }
+
+    /// What of it is in `scope`.
+    fn read_of(
+        &self,
+        scope: Scope<'_>,
+        since: &Since,
+        mut each: impl FnMut(Position, &str, Body<'_>),
+    ) -> Cursor {
         let mut since = since.clone();
         loop {
-            let request = PageRequest {
-                since: &since,
-                scope: Scope::Everything,
-                limit: 10_000,
-                operation_time: 0,
-            };
+            let request = PageRequest { since: &since, scope, limit: 10_000, operation_time: 0 };
             let page = self.reader.page(&request, &mut |entry| {
                 each(entry.position, entry.collection, entry.body);
                 Flow::Took
