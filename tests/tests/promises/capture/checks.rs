@@ -4,7 +4,7 @@ use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Database;
 use tidewire_protocol::Position;
 use tidewire_server::capture::{CheckOrder, CheckReport, Part};
-use tidewire_server::log::{Body, NewChange, Since, Writer, sort_key};
+use tidewire_server::log::{Body, Channels, NewChange, Since, Writer, sort_key};
 use tidewire_server::status::SourcePhase;
 use tidewire_tests::harness::mongo;
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ fn spoil(dir: &std::path::Path) {
             collection,
             key: &sort_key(bson::raw::RawBsonRef::Int32(id)),
             body,
-            channels,
+            channels: Channels::Named(channels),
             rules,
         };
         writer.append(&change).unwrap();
