@@ -7,6 +7,7 @@ use rusqlite::{Connection, params};
 use tidewire_protocol::Position;
 
 use super::catalog::{Catalog, Side};
+use super::quarantine;
 use super::status::now_ms;
 use super::{Applied, ReplicaError, Resume, Writer};
 use crate::page::{Page, RowRef};
@@ -231,6 +232,7 @@ pub(super) fn write_rows(
     generation: i64,
     rows: &[RowRef<'_>],
 ) -> rusqlite::Result<()> {
+    let (has_aside, mut noted) = (catalog.has_aside, false);
     let table = catalog.table(conn, collection, side, generation)?;
     let mut upsert = conn.prepare_cached(&table.upsert)?;
     let mut delete = conn.prepare_cached(&table.delete)?;
@@ -247,7 +249,12 @@ pub(super) fn write_rows(
                 delete.execute(params![row.id, position])?;
             }
         }
+        if row.quarantined.is_some() || has_aside || noted {
+            quarantine::note(conn, side, collection, row)?;
+            noted |= row.quarantined.is_some();
+        }
     }
+    catalog.has_aside |= noted;
     Ok(())
 }
 
