@@ -1,14 +1,18 @@
 //! The library's front: a builder, a running client, a single run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::sync::{mpsc, watch};
+use tidewire_protocol::Position;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::driver::{Driver, End, Hands, Order, first_status};
+use crate::changes::{COMMITS_WAITING_MAX, Changed, Changes};
+use crate::driver::{Driver, End, Hands, Order};
 use crate::error::ClientError;
+use crate::live_query::LiveQuery;
 use crate::machine::{Machine, Options};
 use crate::replica::Identity;
 use crate::status::Status;
@@ -24,6 +28,12 @@ const POLL_INTERVAL_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
 /// Orders of the app that may wait.
 const ORDERS: usize = 16;
+/// Servers in a list.
+const SERVERS_MAX: usize = 16;
+/// One's own write that has not come by itself in this time is asked for …
+const OWN_WRITE_PATIENCE: Duration = Duration::from_millis(300);
+/// … and again whenever so much more has passed.
+const OWN_WRITE_PATIENCE_LATER: Duration = Duration::from_secs(5);
 
 /// Which rung of the ladder to begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +51,7 @@ pub enum TransportChoice {
 /// Sets up a client; see [`SyncClient::builder`].
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
-    server: String,
+    servers: Vec<String>,
     replica: Option<PathBuf>,
     source: Option<TokenSource>,
     poll_interval: Duration,
@@ -54,6 +64,9 @@ pub struct ClientBuilder {
 pub struct SyncClient {
     orders: mpsc::Sender<Order>,
     status: watch::Receiver<Status>,
+    /// Never read; what is made of it is.
+    commits: broadcast::Receiver<Arc<Changed>>,
+    replica: PathBuf,
     task: JoinHandle<Result<End, ClientError>>,
 }
 
@@ -79,8 +92,15 @@ impl SyncClient {
     /// ```
     #[must_use]
     pub fn builder(server: impl Into<String>) -> ClientBuilder {
+        Self::builder_of([server])
+    }
+
+    /// As [`SyncClient::builder`], with the whole list of servers, 16 at most, all of the same source: the
+    /// first is asked first, and the next one whenever one fails or can't go on.
+    #[must_use]
+    pub fn builder_of<S: Into<String>>(servers: impl IntoIterator<Item = S>) -> ClientBuilder {
         ClientBuilder {
-            server: server.into(),
+            servers: servers.into_iter().map(Into::into).collect(),
             replica: None,
             source: None,
             poll_interval: POLL_INTERVAL,
@@ -102,13 +122,65 @@ impl SyncClient {
         self.orders.try_send(Order::PullNow).ok();
     }
 
-    /// Gives the client another token: a renewed one, or another user's. Another user's replica is
-    /// wiped before anything else happens.
+    /// Gives the client another token: a renewed one, which goes out over the open socket, or another
+    /// user's. Another user's replica is wiped before anything else happens.
     ///
     /// # Errors
     /// The client has ended.
     pub async fn set_token(&self, token: Token) -> Result<(), ClientError> {
         self.orders.send(Order::SetToken(token)).await.map_err(|_| ClientError::Died)
+    }
+
+    /// Copies everything anew, beside the old data, which stays readable until then.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub async fn rebuild(&self) -> Result<(), ClientError> {
+        self.orders.send(Order::Rebuild).await.map_err(|_| ClientError::Died)
+    }
+
+    /// Waits until the replica holds everything up to `position`: one's own write, where that is the
+    /// `operationTime` of the session that wrote it (as [`Position::new`] takes it, with ordinal 0).
+    /// Waits without end while the server can't be reached; put a time limit around it. Can be dropped.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub async fn wait_for(&self, position: Position) -> Result<(), ClientError> {
+        let wanted = position.to_string();
+        let mut status = self.status();
+        let mut patience = OWN_WRITE_PATIENCE;
+        loop {
+            let reached =
+                status.wait_for(|status| status.position.as_ref().is_some_and(|at| *at >= wanted));
+            match tokio::time::timeout(patience, reached).await {
+                Ok(reached) => return reached.map(|_| ()).map_err(|_| ClientError::Died),
+                // Where nothing happens that the user may see, only an answer says how far that goes.
+                Err(_) => self.pull_now(),
+            }
+            patience = OWN_WRITE_PATIENCE_LATER;
+        }
+    }
+
+    /// Which rows of which collections change, commit by commit, from now on. 64 commits wait for a
+    /// reader; a slower one is told that anything may have changed.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes::new(self.commits.resubscribe())
+    }
+
+    /// A query that yields all its rows now and again whenever a table that it reads has changed.
+    ///
+    /// ```no_run
+    /// # async fn f(client: tidewire::SyncClient) -> Result<(), tidewire::ReplicaError> {
+    /// let mut open = client.watch("SELECT number, amount FROM invoices WHERE status = 'open'");
+    /// while let Some(result) = open.next().await {
+    ///     println!("{} open invoices", result?.rows.len());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn watch(&self, sql: &str) -> LiveQuery {
+        LiveQuery::new(self.replica.clone(), sql, self.changes())
     }
 
     /// Stops the client; the replica is closed in order when this returns.
@@ -148,6 +220,12 @@ impl ClientBuilder {
         self
     }
 
+    /// The token comes later, with [`SyncClient::set_token`]; the state is `needs_auth` until then.
+    #[must_use]
+    pub fn token_later(self) -> Self {
+        self.token(Token::new(""))
+    }
+
     /// A file that holds the token and nothing else; read again whenever it changes.
     #[must_use]
     pub fn token_file(mut self, path: impl AsRef<Path>) -> Self {
@@ -182,9 +260,8 @@ impl ClientBuilder {
     /// The set-up can't work. What the replica or the server has against it shows later, in the status
     /// and in [`SyncClient::ended`].
     pub fn start(self) -> Result<SyncClient, ClientError> {
-        let transport = HttpPull::new(&self.server)?;
-        let server = transport.address().to_owned();
-        self.start_with(transport, server, false)
+        let transports = self.transports()?;
+        self.start_with(transports, false)
     }
 
     /// Starts a client over a transport of the caller's; `server` names what is behind it.
@@ -192,8 +269,8 @@ impl ClientBuilder {
     /// # Errors
     /// As for [`ClientBuilder::start`].
     pub fn start_over<T: Transport>(self, transport: T) -> Result<SyncClient, ClientError> {
-        let server = self.server.clone();
-        self.start_with(transport, server, false)
+        let name = self.servers.join(",");
+        self.start_with(vec![(name, transport)], false)
     }
 
     /// Starts a client that ends by itself when it has caught up, and gives up early: see
@@ -202,9 +279,8 @@ impl ClientBuilder {
     /// # Errors
     /// As for [`ClientBuilder::start`].
     pub fn start_once(self) -> Result<SyncClient, ClientError> {
-        let transport = HttpPull::new(&self.server)?;
-        let server = transport.address().to_owned();
-        self.start_with(transport, server, true)
+        let transports = self.transports()?;
+        self.start_with(transports, true)
     }
 
     /// Catches up with the server and returns.
@@ -221,21 +297,37 @@ impl ClientBuilder {
     /// # Errors
     /// As there.
     pub async fn sync_once_over<T: Transport>(self, transport: T) -> Result<Summary, ClientError> {
-        let server = self.server.clone();
-        self.start_with(transport, server, true)?.finished().await
+        let name = self.servers.join(",");
+        self.start_with(vec![(name, transport)], true)?.finished().await
+    }
+
+    /// One for each server, under its address in one spelling.
+    fn transports(&self) -> Result<Vec<(String, HttpPull)>, ClientError> {
+        let mut transports: Vec<(String, HttpPull)> = Vec::new();
+        for server in &self.servers {
+            let transport = HttpPull::new(server)?;
+            let name = transport.address().to_owned();
+            if transports.iter().all(|(known, _)| *known != name) {
+                transports.push((name, transport));
+            }
+        }
+        Ok(transports)
     }
 
     fn start_with<T: Transport>(
         self,
-        transport: T,
-        server: String,
+        transports: Vec<(String, T)>,
         once: bool,
     ) -> Result<SyncClient, ClientError> {
         let usage = |what: &str| ClientError::Usage(what.to_owned());
         let path = self.replica.ok_or_else(|| usage("a client needs the path of its replica"))?;
         let source = self.source.ok_or_else(|| usage("a client needs a token or a token file"))?;
+        if transports.is_empty() || transports.len() > SERVERS_MAX {
+            return Err(usage("a client needs 1 to 16 servers"));
+        }
         let token = source.read()?;
         let options = Options {
+            servers: transports.len(),
             once,
             poll_only: self.transport == TransportChoice::Poll,
             push: self.transport != TransportChoice::Poll && !once,
@@ -244,11 +336,13 @@ impl ClientBuilder {
             seed: rand::rng().random(),
         };
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let (watch, status) = watch::channel(first_status());
-        let identity = Identity { server, subject: token.subject() };
+        let (watch, status) = watch::channel(Status::first());
+        let (told, commits) = broadcast::channel(COMMITS_WAITING_MAX);
+        let servers = transports.iter().map(|(name, _)| name.clone()).collect();
+        let identity = Identity { servers, subject: token.subject() };
         let driver = Driver {
             machine: Machine::new(options),
-            transport,
+            transports,
             source,
             token,
             once,
@@ -257,9 +351,9 @@ impl ClientBuilder {
             watch,
             hands: Hands::default(),
         };
-        let store = Store::open(path, identity, self.rebuild)?;
+        let store = Store::open(path.clone(), identity, self.rebuild, told)?;
         let task = tokio::spawn(driver.run(store));
-        Ok(SyncClient { orders, status, task })
+        Ok(SyncClient { orders, status, commits, replica: path, task })
     }
 }
 

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::error::ClientError;
 use crate::machine::{Action, Event, Machine, Outcome};
 use crate::page::Page;
-use crate::replica::{ReplicaError, Report};
-use crate::status::{LastSync, State, Status};
+use crate::replica::{ReplicaError, Report, now_ms, rfc3339};
+use crate::status::{State, Status};
 use crate::store::{Command, Reply, Store};
 use crate::token::{Token, TokenSource};
 use crate::transport::{Failure, Heard, ListenRequest, PullRequest, Transport};
@@ -26,11 +26,15 @@ const REPORT_VALID: Duration = Duration::from_secs(60);
 /// … and is renewed when less than this is left.
 const REPORT_RENEW: Duration = Duration::from_secs(20);
 
+/// A token's end that moved by less than this, in milliseconds, is the same.
+const EXPIRY_STEP_MS: i64 = 2_000;
+
 /// What an app asks of a running client.
 #[derive(Debug)]
 pub(crate) enum Order {
     PullNow,
     SetToken(Token),
+    Rebuild,
     Stop,
 }
 
@@ -47,7 +51,8 @@ type Ended = Result<End, ClientError>;
 /// Everything that a running client holds.
 pub(crate) struct Driver<T> {
     pub(crate) machine: Machine,
-    pub(crate) transport: T,
+    /// One for each server of the list, and the servers' names.
+    pub(crate) transports: Vec<(String, T)>,
     pub(crate) source: TokenSource,
     pub(crate) token: Token,
     pub(crate) once: bool,
@@ -68,6 +73,12 @@ pub(crate) struct Hands {
     /// A page that came and waits for the machine's word.
     page: Option<Page>,
     epoch: u64,
+    /// The server in use: an index.
+    server: usize,
+    /// When the token runs out, as it is shown: milliseconds since 1970.
+    expires_ms: Option<i64>,
+    /// When the machine was last told how much time had passed.
+    told: Option<Instant>,
     reported: Option<(Report, Instant)>,
     listed: Option<Instant>,
 }
@@ -119,7 +130,15 @@ impl<T: Transport> Driver<T> {
         ended
     }
 
+    fn transport(&self) -> &T {
+        &self.transports[self.hands.server].1
+    }
+
     async fn event(&mut self, event: Event, store: &Store) -> Option<Ended> {
+        let now = Instant::now();
+        if let Some(told) = self.hands.told.replace(now) {
+            self.machine.passed(now - told);
+        }
         for action in self.machine.on(event) {
             if let Some(ended) = self.act(action, store).await {
                 return Some(ended);
@@ -130,24 +149,32 @@ impl<T: Transport> Driver<T> {
 
     async fn act(&mut self, action: Action, store: &Store) -> Option<Ended> {
         match action {
+            Action::UseServer(server) => {
+                self.transport().hang_up();
+                self.hands.server = server;
+                tracing::info!(server = %self.transports[server].0, "asking another server");
+            }
             Action::Pull { since, wait } => {
                 self.hands.timer = None;
                 let request = PullRequest { since, wait };
                 self.hands.asked = Some(Instant::now());
-                let page = self.transport.pull(request, self.token.clone());
+                let page = self.transport().pull(request, self.token.clone());
                 self.hands.pull = Some(Box::pin(page.map_ok(|page| Heard::Page(Box::new(page)))));
             }
             Action::Listen { since, complete } => {
                 self.hands.timer = None;
                 self.hands.asked = Some(Instant::now());
                 let request = ListenRequest { since, complete };
-                let heard = self.transport.listen(request, self.token.clone());
+                let heard = self.transport().listen(request, self.token.clone());
                 self.hands.pull = Some(Box::pin(heard));
             }
-            Action::CancelPull => self.hands.pull = None,
+            Action::CancelPull => {
+                self.hands.pull = None;
+                self.transport().hang_up();
+            }
             Action::FetchCollections => {
                 self.hands.timer = None;
-                let listing = self.transport.collections(self.token.clone());
+                let listing = self.transport().collections(self.token.clone());
                 self.hands.listing = Some(Box::pin(listing));
             }
             Action::Apply => {
@@ -225,20 +252,28 @@ impl<T: Transport> Driver<T> {
         let event = match reply {
             None => return Some(Err(ClientError::Died)),
             Some(Reply::Failed(error)) => return Some(Err(error.into())),
-            Some(Reply::Opened(resume)) => Event::Opened(resume),
+            Some(Reply::Opened(resume, status)) => {
+                self.show(*status);
+                Event::Opened(resume)
+            }
             Some(Reply::Listed) => Event::Collections(Ok(())),
             Some(Reply::Applied(applied, status)) => {
-                self.watch.send_modify(|shown| shown.take_data(*status));
+                self.show(*status);
                 Event::Applied(applied)
             }
-            Some(Reply::Reset(resume)) => {
+            Some(Reply::Reset(resume, status)) => {
                 self.reset();
+                self.show(*status);
                 Event::Opened(resume)
             }
             // Only asked for, and waited for, in `set_token`.
-            Some(Reply::Belongs(resume)) => Event::TokenSet(resume),
+            Some(Reply::Belongs(resume, _)) => Event::TokenSet(resume),
         };
         self.event(event, store).await
+    }
+
+    fn show(&self, status: Status) {
+        self.watch.send_modify(|shown| shown.take_data(status));
     }
 
     /// The replica was begun anew: what is on its way belongs to the old one.
@@ -252,6 +287,11 @@ impl<T: Transport> Driver<T> {
         match order {
             Order::Stop => Some(Ok(End::Stopped)),
             Order::PullNow => self.event(Event::PullNow, store).await,
+            Order::Rebuild => {
+                self.hands.page = None;
+                self.hands.listing = None;
+                self.event(Event::Rebuild, store).await
+            }
             Order::SetToken(token) => {
                 self.source = TokenSource::Given(token.clone());
                 self.set_token(token, store).await
@@ -262,6 +302,10 @@ impl<T: Transport> Driver<T> {
     /// Takes a token into use. Nothing that was asked for with the old one is applied after the replica
     /// has become the new one's.
     async fn set_token(&mut self, token: Token, store: &mut Store) -> Option<Ended> {
+        if self.machine.renews() && token.is_of_the_same_subject_as(&self.token) {
+            self.token = token;
+            return self.event(Event::TokenRenewed, store).await;
+        }
         self.hands.pull = None;
         self.hands.listing = None;
         self.hands.page = None;
@@ -269,10 +313,11 @@ impl<T: Transport> Driver<T> {
         self.token = token;
         loop {
             match store.reply().await {
-                Some(Reply::Belongs(resume)) => {
+                Some(Reply::Belongs(resume, status)) => {
+                    self.show(*status);
                     return self.event(Event::TokenSet(resume), store).await;
                 }
-                Some(Reply::Reset(_)) => {
+                Some(Reply::Reset(..)) => {
                     // What was to be dropped for the token's sake is gone with the file, and the
                     // command with it: asked again.
                     self.reset();
@@ -280,7 +325,7 @@ impl<T: Transport> Driver<T> {
                 }
                 Some(Reply::Failed(error)) => return Some(Err(error.into())),
                 None => return Some(Err(ClientError::Died)),
-                Some(Reply::Opened(_) | Reply::Applied(..) | Reply::Listed) => {}
+                Some(Reply::Opened(..) | Reply::Applied(..) | Reply::Listed) => {}
             }
         }
     }
@@ -306,6 +351,7 @@ impl<T: Transport> Driver<T> {
 
     /// Shows what has changed, in the watch and in the file.
     async fn publish(&mut self, store: &Store) {
+        self.publish_source();
         let machine = &self.machine;
         let valid = match machine.state() {
             State::Polling => self.poll_interval + REPORT_VALID,
@@ -335,33 +381,28 @@ impl<T: Transport> Driver<T> {
         }
         // A renewal of the same report is not another failed exchange.
         report.failed &= changed;
-        report.valid_until_ms = crate::replica::now_ms().saturating_add(valid_ms);
+        report.valid_until_ms = now_ms().saturating_add(valid_ms);
         store.send(Command::Report(report)).await;
     }
-}
 
-impl Status {
-    /// Takes over what the replica knows.
-    fn take_data(&mut self, data: Self) {
-        let Self { initialized, last_sync, cursor, position, lag_ms, applying, .. } = data;
-        self.initialized = initialized;
-        self.last_sync = last_sync;
-        self.cursor = cursor;
-        self.position = position;
-        self.lag_ms = lag_ms;
-        self.applying = applying;
-    }
-
-    /// Takes over what the machine says.
-    fn take_report(&mut self, report: &Report) {
-        self.state = report.state;
-        self.transport = report.transport;
-        self.is_online = report.is_online;
-        self.error.clone_from(&report.error);
-        if report.failed {
-            let timestamp = crate::replica::rfc3339(crate::replica::now_ms());
-            self.last_sync = Some(LastSync { success: false, timestamp, applied: 0 });
+    /// Shows which server is asked, and how long the token lasts.
+    fn publish_source(&mut self) {
+        let (server, transport) = &self.transports[self.hands.server];
+        let expires_ms = transport.token_expires_ms().or_else(|| self.token.expires_ms());
+        let shown = self.hands.expires_ms;
+        if expires_ms.zip(shown).is_none_or(|(now, shown)| (now - shown).abs() > EXPIRY_STEP_MS) {
+            self.hands.expires_ms = expires_ms;
         }
+        let expires_at = self.hands.expires_ms.map(rfc3339);
+        self.watch.send_if_modified(|status| {
+            let same =
+                status.server.as_ref() == Some(server) && status.token_expires_at == expires_at;
+            if !same {
+                status.server = Some(server.clone());
+                status.token_expires_at = expires_at;
+            }
+            !same
+        });
     }
 }
 
@@ -395,22 +436,6 @@ async fn at_or_never(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The status before the replica has been opened.
-pub(crate) fn first_status() -> Status {
-    Status {
-        initialized: false,
-        is_online: false,
-        state: State::Starting,
-        transport: crate::status::TransportName::None,
-        last_sync: None,
-        cursor: None,
-        position: None,
-        lag_ms: None,
-        error: None,
-        applying: None,
     }
 }
 

@@ -5,10 +5,13 @@
 //! timers and the database's thread, [`transport`] gets pages, the replica's room writes them.
 
 mod backoff;
+mod changes;
 mod client;
+pub mod daemon;
 mod driver;
 mod error;
 mod fields;
+mod live_query;
 pub mod machine;
 pub mod page;
 mod replica;
@@ -17,9 +20,12 @@ mod store;
 mod token;
 pub mod transport;
 
+pub use changes::{Changed, ChangedRows, Changes};
 pub use client::{ClientBuilder, Summary, SyncClient, TransportChoice};
 pub use error::ClientError;
+pub use live_query::LiveQuery;
 pub use replica::{Applied, Replica, ReplicaError, Resume, Rows};
 pub use rusqlite::types::Value;
 pub use status::{LastSync, State, Status, TransportName};
+pub use tidewire_protocol::Position;
 pub use token::Token;

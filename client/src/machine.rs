@@ -6,6 +6,8 @@
 //! news goes down a rung when something on the way breaks it, and up again when a try succeeds.
 
 mod failures;
+mod passed;
+mod servers;
 mod words;
 
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::replica::{Applied, Resume};
 use crate::status::{State, TransportName};
 use crate::transport::Failure;
 
+use passed::Passed;
+use servers::{Servers, Turn};
 pub use words::{Action, Event, Options, Outcome};
 
 /// Pages fetched and not yet applied, at most.
@@ -76,8 +80,11 @@ enum Doing {
 pub struct Machine {
     options: Options,
     doing: Doing,
+    servers: Servers,
     /// The next pull's.
     since: String,
+    /// The cursors before it.
+    passed: Passed,
     in_flight: Option<Asked>,
     /// The push socket is open and was heard.
     pushing: bool,
@@ -116,7 +123,9 @@ impl Machine {
         Self {
             options,
             doing: Doing::Starting,
+            servers: Servers::new(options.servers),
             since: String::new(),
+            passed: Passed::default(),
             in_flight: None,
             pushing: false,
             push_after: Duration::ZERO,
@@ -140,6 +149,11 @@ impl Machine {
         }
     }
 
+    /// So much time has gone by since the last event. Without it the machine's time stands still.
+    pub fn passed(&mut self, time: Duration) {
+        self.servers.passed(time);
+    }
+
     /// Takes an event; says what to do.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         if self.doing == Doing::Halted {
@@ -156,6 +170,8 @@ impl Machine {
             Event::PullNow => self.hurry(false),
             Event::Woke => self.hurry(true),
             Event::TokenSet(resume) => self.token_set(resume),
+            Event::TokenRenewed => self.token_renewed(),
+            Event::Rebuild => self.rebuild(),
             Event::CollectionsDue => {
                 self.collections_due = true;
                 Vec::new()
@@ -166,7 +182,7 @@ impl Machine {
     /// What to show.
     #[must_use]
     pub fn state(&self) -> State {
-        let caught_up = !self.has_more && !self.resume.partial && self.resume.initialized;
+        let caught_up = self.caught_up();
         match self.doing {
             Doing::Halted => State::Stopped,
             Doing::NeedsAuth => State::NeedsAuth,
@@ -197,6 +213,12 @@ impl Machine {
         self.online && self.doing != Doing::Halted
     }
 
+    /// The push socket is open: a token of the same subject can be renewed on it.
+    #[must_use]
+    pub fn renews(&self) -> bool {
+        self.pushing && self.doing == Doing::Pulling
+    }
+
     /// What is wrong, for people.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
@@ -208,6 +230,10 @@ impl Machine {
         self.doing = Doing::Halted;
         self.online = false;
         self.error = error;
+    }
+
+    fn caught_up(&self) -> bool {
+        !self.has_more && !self.resume.partial && self.resume.initialized
     }
 
     fn opened(&mut self, resume: Resume) -> Vec<Action> {
@@ -230,6 +256,8 @@ impl Machine {
 
     fn reposition(&mut self, resume: Resume) {
         self.since.clone_from(&resume.since);
+        self.passed.clear();
+        self.servers.forget_refusals();
         self.resume = resume;
         self.has_more = true;
         self.unapplied = 0;
@@ -272,6 +300,7 @@ impl Machine {
         self.error = None;
         self.busy = 0;
         self.retry.reset();
+        self.servers.worked();
     }
 
     /// The push socket works.
@@ -288,7 +317,8 @@ impl Machine {
             // A server that does not tell, or tells nonsense, may still serve pages.
             Ok(()) | Err(Failure::Server { .. } | Failure::Forbidden(_) | Failure::Resync(_)) => {
                 self.collections_due = false;
-                vec![self.pull(Duration::ZERO)]
+                let goes_on = self.pushing && self.caught_up();
+                vec![if goes_on { self.listen() } else { self.pull(Duration::ZERO) }]
             }
             Err(failure) => self.fail(failure),
         }
@@ -297,8 +327,10 @@ impl Machine {
     fn fetched(&mut self, head: &PageHead, took: Duration) -> Vec<Action> {
         let asked = self.in_flight.take().unwrap_or(Asked::Pull(Duration::ZERO));
         if head.has_more && head.cursor == self.since {
-            let failure = Failure::Garbage("the cursor of a page stands still".into());
-            return self.fail(failure);
+            return self.fail(Failure::Garbage("the cursor of a page stands still".into()));
+        }
+        if head.cursor != self.since && self.passed.holds(&head.cursor) {
+            return self.fail(Failure::Garbage("a page that came before came again".into()));
         }
         self.heard();
         if asked == Asked::Listen {
@@ -313,7 +345,7 @@ impl Machine {
                 self.pace.reset();
             }
         }
-        self.since.clone_from(&head.cursor);
+        self.move_to(&head.cursor);
         self.has_more = head.has_more;
         self.unapplied += 1;
         let mut actions = vec![Action::Apply];
@@ -321,6 +353,13 @@ impl Machine {
             actions.push(self.pull(Duration::ZERO));
         }
         actions
+    }
+
+    fn move_to(&mut self, cursor: &str) {
+        if self.since != cursor {
+            self.passed.add(&self.since);
+            cursor.clone_into(&mut self.since);
+        }
     }
 
     fn applied(&mut self, applied: Applied) -> Vec<Action> {
@@ -404,7 +443,12 @@ impl Machine {
     /// A pull at once; after a sleep also in place of one whose connection may be dead.
     fn hurry(&mut self, woke: bool) -> Vec<Action> {
         let held = self.in_flight.is_some_and(Asked::is_held);
+        self.pushing &= !woke;
         match self.doing {
+            // The socket stays open meanwhile.
+            Doing::Pulling if self.in_flight == Some(Asked::Listen) && !woke => {
+                vec![self.pull(Duration::ZERO)]
+            }
             Doing::Pulling if held || (woke && self.in_flight.is_some()) => {
                 vec![Action::CancelPull, self.pull(Duration::ZERO)]
             }
@@ -424,6 +468,25 @@ impl Machine {
         self.collections_due = true;
         self.error = None;
         actions.extend(self.start());
+        actions
+    }
+
+    /// The same subject's next token: what is told goes on, by the new one.
+    fn token_renewed(&mut self) -> Vec<Action> {
+        self.collections_due = true;
+        match self.in_flight {
+            Some(Asked::Listen) => vec![self.listen()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The app wants everything anew.
+    fn rebuild(&mut self) -> Vec<Action> {
+        let mut actions = self.cancel();
+        self.held = None;
+        self.doing = Doing::Preparing;
+        self.collections_due = true;
+        actions.push(Action::BeginFill);
         actions
     }
 }

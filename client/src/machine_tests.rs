@@ -2,13 +2,14 @@
 
 use tidewire_protocol::{Position, ResyncReason};
 
-use super::failures::{DOUBT_HELD, ONCE_ATTEMPTS_MAX, RETRY_AFTER_MAX};
+use super::failures::{DOUBT_HELD, ONCE_ATTEMPTS_MAX, PARTIAL_PATIENCE_MAX, RETRY_AFTER_MAX};
 use super::*;
 
 const NONE: Duration = Duration::ZERO;
 
 fn options() -> Options {
     Options {
+        servers: 1,
         once: false,
         poll_only: false,
         push: false,
@@ -432,7 +433,7 @@ fn after_a_sleep_the_socket_is_hung_up_and_a_pull_comes_first() {
     machine.on(fetched("c2", 1, false, true));
     assert_eq!(machine.on(applied(true)), [listen("c2")]);
     let mut machine = pushed();
-    assert_eq!(machine.on(Event::PullNow), [Action::CancelPull, pull("c1", NONE)]);
+    assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)], "the socket stays open");
 }
 
 #[test]
@@ -448,4 +449,106 @@ fn a_machine_that_may_only_push_tells_why_it_does_not() {
     assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
     machine.on(fetched("c2", 1, false, true));
     assert_eq!(machine.on(applied(true)), [listen("c2")]);
+}
+
+fn several() -> Options {
+    Options { servers: 3, ..options() }
+}
+
+#[test]
+fn a_server_that_fails_costs_no_delay_while_there_is_another() {
+    for failure in [unreachable(), busy(60), Failure::Garbage("a portal".into())] {
+        let mut machine = live(several());
+        let next = [Action::UseServer(1), pull("c1", NONE)];
+        assert_eq!(machine.on(failed(failure.clone())), next, "{failure}");
+        machine.on(fetched("c2", 1, false, true));
+        machine.on(applied(true));
+        assert_eq!(machine.state(), State::Live);
+    }
+}
+
+#[test]
+fn where_all_servers_fail_the_first_to_be_ready_is_asked() {
+    let mut machine = live(several());
+    machine.on(failed(busy(60)));
+    assert_eq!(machine.on(failed(busy(5))), [Action::UseServer(2), pull("c1", NONE)]);
+    let actions = machine.on(failed(busy(20)));
+    assert_eq!(actions[0], Action::UseServer(1), "its delay ends first");
+    let delay = armed(&actions);
+    assert!(delay >= Duration::from_secs(5) && delay <= Duration::from_secs(6), "{delay:?}");
+    machine.passed(delay);
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    // It fails too; nobody else is ready before its own time.
+    let delay = armed(&machine.on(failed(busy(1))));
+    assert!(delay >= Duration::from_secs(1) && delay <= Duration::from_secs(2), "{delay:?}");
+}
+
+#[test]
+fn every_server_is_asked_for_a_cursor_before_all_is_copied_anew() {
+    let mut machine = live(several());
+    let old = || failed(Failure::Resync(ResyncReason::CursorTooOld));
+    assert_eq!(machine.on(old()), [Action::UseServer(1), pull("c1", NONE)]);
+    assert_eq!(machine.on(old()), [Action::UseServer(2), pull("c1", NONE)]);
+    assert_eq!(machine.on(old()), [Action::BeginFill]);
+    let mut machine = live(several());
+    machine.on(old());
+    machine.on(fetched("c2", 1, false, true));
+    machine.on(applied(true));
+    assert_eq!(machine.state(), State::Live, "the second could go on");
+}
+
+#[test]
+fn what_is_not_complete_waits_for_its_own_server_a_while() {
+    let mut machine = live(several());
+    machine.on(fetched("c2", 5, true, false));
+    machine.on(applied(false));
+    for _ in 0..PARTIAL_PATIENCE_MAX {
+        armed(&machine.on(failed(unreachable())));
+        assert_eq!(machine.on(Event::Timer), [pull("c2", NONE)]);
+    }
+    assert_eq!(machine.on(failed(unreachable())), [Action::UseServer(1), pull("c2", NONE)]);
+    let foreign = failed(Failure::Resync(ResyncReason::ForeignLog));
+    assert_eq!(machine.on(foreign), [Action::DropPartial], "back to the last complete one");
+    machine.on(Event::Opened(resume("c1")));
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c1", NONE)]);
+}
+
+#[test]
+fn a_page_that_came_before_is_not_followed_back() {
+    let mut machine = live(options());
+    machine.on(fetched("c2", 1, false, true));
+    machine.on(applied(true));
+    for cursor in ["c0", "c1"] {
+        let actions = machine.on(fetched(cursor, 1, false, true));
+        assert!(!actions.contains(&Action::Apply), "{actions:?}");
+        assert_eq!(machine.on(Event::Timer), [pull("c2", NONE)]);
+    }
+    assert_eq!(
+        machine.on(fetched("c2", 0, false, true)),
+        [Action::Apply],
+        "nothing new is no such page"
+    );
+}
+
+#[test]
+fn a_token_is_renewed_on_the_open_socket() {
+    let mut machine = pushed();
+    assert!(machine.renews());
+    assert_eq!(machine.on(Event::TokenRenewed), [listen("c1")]);
+    assert_eq!(machine.transport(), TransportName::Push);
+    // What the token may see may have changed; the socket stays open over that question.
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [listen("c2")]);
+    assert!(!live(options()).renews());
+}
+
+#[test]
+fn a_rebuild_copies_anew_beside_the_old_data() {
+    let mut machine = pushed();
+    assert_eq!(machine.on(Event::Rebuild), [Action::CancelPull, Action::BeginFill]);
+    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
+    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.state(), State::Resyncing);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
 }

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::replica::{Report, now_ms, rfc3339};
+
 /// The state of a client and of its replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,6 +34,55 @@ pub struct Status {
     /// Changes applied by the copy or catch-up that is under way; absent when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<u64>,
+    /// The server in use, of those in the list. Known to the running client alone, as what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// When the token runs out, by this machine's clock: RFC 3339, UTC, milliseconds. Renew it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_expires_at: Option<String>,
+}
+
+impl Status {
+    /// The status before the replica has been opened.
+    pub(crate) fn first() -> Self {
+        Self {
+            initialized: false,
+            is_online: false,
+            state: State::Starting,
+            transport: TransportName::None,
+            last_sync: None,
+            cursor: None,
+            position: None,
+            lag_ms: None,
+            error: None,
+            applying: None,
+            server: None,
+            token_expires_at: None,
+        }
+    }
+
+    /// Takes over what the replica knows.
+    pub(crate) fn take_data(&mut self, data: Self) {
+        let Self { initialized, last_sync, cursor, position, lag_ms, applying, .. } = data;
+        self.initialized = initialized;
+        self.last_sync = last_sync;
+        self.cursor = cursor;
+        self.position = position;
+        self.lag_ms = lag_ms;
+        self.applying = applying;
+    }
+
+    /// Takes over what the machine says.
+    pub(crate) fn take_report(&mut self, report: &Report) {
+        self.state = report.state;
+        self.transport = report.transport;
+        self.is_online = report.is_online;
+        self.error.clone_from(&report.error);
+        if report.failed {
+            let timestamp = rfc3339(now_ms());
+            self.last_sync = Some(LastSync { success: false, timestamp, applied: 0 });
+        }
+    }
 }
 
 /// How the last exchange with the server went.
@@ -133,7 +184,7 @@ mod tests {
             position: Some("p".into()),
             lag_ms: Some(12),
             error: None,
-            applying: None,
+            ..Status::first()
         };
         let expected = r#"{"initialized":true,"isOnline":true,"state":"live","transport":"long_poll","lastSync":{"success":true,"timestamp":"2026-01-01T12:00:00.000Z","applied":150},"cursor":"c","position":"p","lagMs":12,"error":null}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), expected);

@@ -2,10 +2,12 @@
 //! runtime and what was asked first is done first.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
+use crate::changes::Changed;
 use crate::page::Page;
 use crate::replica::{Applied, Identity, ReplicaError, Report, Resume, Writer};
 use crate::status::Status;
@@ -15,6 +17,9 @@ use crate::token::Subject;
 const QUEUE: usize = 16;
 /// Damaged replicas made anew in one run before the disk is believed to be broken.
 const REBUILDS_MAX: u32 = 3;
+
+/// Where it is told what commits changed.
+pub(crate) type Commits = broadcast::Sender<Arc<Changed>>;
 
 /// What the thread is asked to do.
 #[derive(Debug)]
@@ -38,12 +43,12 @@ pub(crate) enum Command {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    Opened(Resume),
+    Opened(Resume, Box<Status>),
     Applied(Applied, Box<Status>),
     Listed,
-    Belongs(Resume),
+    Belongs(Resume, Box<Status>),
     /// The file was damaged and was begun anew; a new epoch.
-    Reset(Resume),
+    Reset(Resume, Box<Status>),
     /// The thread has ended.
     Failed(ReplicaError),
 }
@@ -59,12 +64,18 @@ pub(crate) struct Store {
 impl Store {
     /// Opens the replica on a thread of its own; the first reply is [`Reply::Opened`] or
     /// [`Reply::Failed`].
-    pub(crate) fn open(path: PathBuf, identity: Identity, rebuild: bool) -> std::io::Result<Self> {
+    /// What each commit changed goes to `commits`.
+    pub(crate) fn open(
+        path: PathBuf,
+        identity: Identity,
+        rebuild: bool,
+        commits: Commits,
+    ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (outbox, replies) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("tidewire-replica".into())
-            .spawn(move || run(&path, identity, rebuild, inbox, &outbox))?;
+            .spawn(move || run(&path, identity, rebuild, commits, inbox, &outbox))?;
         Ok(Self { commands, replies, thread })
     }
 
@@ -100,6 +111,7 @@ fn run(
     path: &std::path::Path,
     identity: Identity,
     rebuild: bool,
+    commits: Commits,
     mut inbox: mpsc::Receiver<Command>,
     outbox: &mpsc::Sender<Reply>,
 ) -> Result<(), ReplicaError> {
@@ -115,13 +127,20 @@ fn run(
             return Ok(());
         }
     };
-    tell(Reply::Opened(writer.resume()));
+    let first = writer.status().map(|status| Reply::Opened(writer.resume(), Box::new(status)));
     let mut thread = Thread { writer: Some(writer), identity, epoch: 0 };
+    match first {
+        Ok(first) => tell(first),
+        Err(error) => tell(Reply::Failed(error)),
+    };
+    thread.tell_changes(&commits);
     while let Some(command) = inbox.blocking_recv() {
         if let Command::Close(error) = command {
             return thread.writer.take().map_or(Ok(()), |writer| writer.close(error));
         }
-        match thread.obey(command) {
+        let obeyed = thread.obey(command);
+        thread.tell_changes(&commits);
+        match obeyed {
             Ok(Some(reply)) => {
                 tell(reply);
             }
@@ -149,6 +168,13 @@ struct Thread {
 }
 
 impl Thread {
+    fn tell_changes(&mut self, commits: &Commits) {
+        if let Some(changed) = self.writer.as_mut().and_then(Writer::take_changed) {
+            // Nobody may be listening.
+            commits.send(Arc::new(changed)).ok();
+        }
+    }
+
     /// Does what is asked; a damaged file is begun anew, other errors end the thread.
     fn obey(&mut self, command: Command) -> Result<Option<Reply>, ReplicaError> {
         match self.try_to(command) {
@@ -157,9 +183,9 @@ impl Thread {
                 let Some(writer) = self.writer.take() else { return Err(error) };
                 let writer = writer.recreate(&self.identity)?;
                 self.epoch += 1;
-                let resume = writer.resume();
+                let (resume, status) = (writer.resume(), writer.status()?);
                 self.writer = Some(writer);
-                Ok(Some(Reply::Reset(resume)))
+                Ok(Some(Reply::Reset(resume, Box::new(status))))
             }
             result => result,
         }
@@ -177,12 +203,16 @@ impl Thread {
                 writer.set_collections(&names)?;
                 Some(Reply::Listed)
             }
-            Command::BeginFill => Some(Reply::Opened(writer.begin_fill()?)),
-            Command::DropPartial => Some(Reply::Opened(writer.drop_partial()?)),
+            Command::BeginFill => {
+                Some(Reply::Opened(writer.begin_fill()?, Box::new(writer.status()?)))
+            }
+            Command::DropPartial => {
+                Some(Reply::Opened(writer.drop_partial()?, Box::new(writer.status()?)))
+            }
             Command::Belong(subject) => {
                 self.identity.subject = subject;
                 writer.belong_to(&self.identity)?;
-                Some(Reply::Belongs(writer.resume()))
+                Some(Reply::Belongs(writer.resume(), Box::new(writer.status()?)))
             }
             Command::Report(report) => {
                 writer.report(&report)?;

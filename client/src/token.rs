@@ -26,11 +26,38 @@ impl Token {
         &self.0
     }
 
+    /// The app has not handed one over yet.
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// It can be sent: there is one, in one line of plain text.
+    pub(crate) fn is_plain(&self) -> bool {
+        let fits = self.0.len() as u64 <= TOKEN_BYTES_MAX;
+        fits && !self.is_none() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
+    }
+
+    /// Both say whose they are, and it is the same.
+    pub(crate) fn is_of_the_same_subject_as(&self, other: &Self) -> bool {
+        let subject = self.subject();
+        self == other || (subject.sub.is_some() && subject == other.subject())
+    }
+
+    /// When it runs out by its own word, milliseconds since 1970; read without checking it.
+    pub(crate) fn expires_ms(&self) -> Option<i64> {
+        let exp: Expiry = self.claims()?;
+        Some((exp.exp as i64).saturating_mul(1_000))
+    }
+
     /// Whose token it is, read without checking it (only the server can): a replica shows one
     /// subject's documents only, whoever signs in.
     pub(crate) fn subject(&self) -> Subject {
-        let claims = self.0.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
-        claims.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+        self.claims().unwrap_or_default()
+    }
+
+    fn claims<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        let part = self.0.split('.').nth(1)?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
     }
 }
 
@@ -47,6 +74,12 @@ pub(crate) struct Subject {
     pub(crate) iss: Option<String>,
     #[serde(default)]
     pub(crate) sub: Option<String>,
+}
+
+/// When a token runs out: seconds since 1970, which may have a fraction.
+#[derive(Deserialize)]
+struct Expiry {
+    exp: f64,
 }
 
 /// Where the token comes from.
@@ -81,8 +114,7 @@ impl TokenSource {
             return Err(TokenError::NotAToken(path.clone()));
         }
         let token = Token::new(&std::fs::read_to_string(path).map_err(unreadable)?);
-        let plain = |b: u8| b.is_ascii_graphic();
-        if token.0.is_empty() || !token.0.bytes().all(plain) {
+        if !token.is_plain() {
             return Err(TokenError::NotAToken(path.clone()));
         }
         Ok(token)
@@ -101,6 +133,7 @@ mod tests {
         );
         let subject = token.subject();
         assert_eq!(subject.sub.as_deref(), Some("42"));
+        assert_eq!(token.expires_ms(), Some(1_000));
         assert_eq!(subject.iss.as_deref(), Some("https://a"));
         assert_eq!(format!("{token:?}"), "Token(hidden)");
     }
@@ -109,6 +142,7 @@ mod tests {
     fn what_is_no_jwt_has_no_subject() {
         for text in ["", "a", "a.b.c", "..", "a.!!.c", "a.e30.c"] {
             assert_eq!(Token::new(text).subject(), Subject::default(), "{text}");
+            assert_eq!(Token::new(text).expires_ms(), None, "{text}");
         }
     }
 }

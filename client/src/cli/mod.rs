@@ -1,5 +1,7 @@
 //! The program around the library: flags, exit codes, what is printed where.
 
+mod daemon;
+mod narrate;
 mod query;
 mod show;
 mod sync;
@@ -34,6 +36,9 @@ enum LogFormat {
 enum Command {
     /// Keep a replica up to date
     Sync(SyncArgs),
+    /// Keep a replica up to date and talk to other programs of the same user: JSON-RPC 2.0, one message
+    /// a line
+    Daemon(DaemonArgs),
     /// Say what state a replica is in
     Status(StatusArgs),
     /// Copy everything anew, beside the old data, which stays readable until then
@@ -43,16 +48,29 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+struct ServersArg {
+    /// The server's address, like https://sync.example.com; more than one (again, or after a comma)
+    /// where several follow the same source: the next is asked when one fails
+    #[arg(
+        long,
+        env = "TIDEWIRE_SERVER",
+        value_name = "URL",
+        value_delimiter = ',',
+        required = true
+    )]
+    server: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 struct SourceArgs {
-    /// The server's address, like https://sync.example.com
-    #[arg(long, env = "TIDEWIRE_SERVER", value_name = "URL")]
-    server: String,
+    #[command(flatten)]
+    servers: ServersArg,
     /// A file that holds the token; read again whenever it changes
     #[arg(long, env = "TIDEWIRE_TOKEN_FILE", value_name = "FILE")]
     token_file: PathBuf,
     #[command(flatten)]
     db: DbArg,
-    /// Print the status as JSON at the end
+    /// Print the status as a line of JSON whenever it changes, and at the end
     #[arg(long, env = "TIDEWIRE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
@@ -71,6 +89,32 @@ struct SyncArgs {
     /// Stop when caught up
     #[arg(long, env = "TIDEWIRE_ONCE", value_parser = BoolishValueParser::new())]
     once: bool,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+#[derive(Debug, Args)]
+struct DaemonArgs {
+    #[command(flatten)]
+    servers: ServersArg,
+    /// A file that holds the token; read again whenever it changes. Without it the token comes by
+    /// setAuthToken
+    #[arg(long, env = "TIDEWIRE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    db: DbArg,
+    #[command(flatten)]
+    how: HowArgs,
+    /// Talk over standard input and output; ends when the input does
+    #[arg(long, env = "TIDEWIRE_STDIO", value_parser = BoolishValueParser::new(), conflicts_with = "socket")]
+    stdio: bool,
+    /// Where to listen: a Unix socket (without this REPLICA.sock), on Windows a named pipe
+    #[arg(long, env = "TIDEWIRE_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct HowArgs {
     /// How changes come in
     #[arg(long, env = "TIDEWIRE_TRANSPORT", default_value = "auto", value_enum)]
     transport: Transport,
@@ -123,6 +167,7 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.command {
         Command::Sync(args) => sync::sync(&args),
         Command::Rebuild(args) => sync::rebuild(&args),
+        Command::Daemon(args) => daemon::daemon(&args),
         Command::Status(args) => show::status(&args),
         Command::Query(args) => query::query(&args),
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidewire_protocol::ResyncReason;
 
-use super::{Action, Asked, Doing, LONG_POLL_DOUBT_MAX, Machine, Outcome};
+use super::{Action, Asked, Doing, LONG_POLL_DOUBT_MAX, Machine, Outcome, Turn};
 use crate::transport::Failure;
 
 /// What a failure adds that came after [`PROXY_PATIENCE_MIN`]: something on the way ends what is held.
@@ -17,7 +17,10 @@ const PROXY_PATIENCE_MIN: Duration = Duration::from_secs(4);
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 /// The delay where a busy server names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(2);
-/// Failures in a row after which `--once` gives up: about eight seconds.
+/// Failures in a row after which what is not complete is left for another server, which must begin
+/// again from the last complete cursor: longer than a restart takes.
+pub(super) const PARTIAL_PATIENCE_MAX: u32 = 4;
+/// Failures in a row, for each server, after which `--once` gives up: about eight seconds.
 pub(super) const ONCE_ATTEMPTS_MAX: u32 = 5;
 /// Busy answers in a row after which `--once` gives up.
 const ONCE_BUSY_MAX: u32 = 60;
@@ -52,6 +55,7 @@ impl Machine {
     /// The one place that says what each failure leads to.
     pub(super) fn fail(&mut self, failure: Failure) -> Vec<Action> {
         self.error = Some(failure.to_string());
+        self.pushing = false;
         match failure {
             Failure::Unauthorized(_) => {
                 self.online = true;
@@ -74,8 +78,8 @@ impl Machine {
                     return self.give_up(Outcome::Unreachable(failure));
                 }
                 let delay = retry_after.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX);
-                self.doing = Doing::BackingOff;
-                vec![Action::Arm(self.retry.spread(delay))]
+                let pause = self.retry.spread(delay);
+                self.go_on_after(pause)
             }
             Failure::Unreachable(_) | Failure::Garbage(_) | Failure::Server { .. } => {
                 self.unreachable(failure)
@@ -89,23 +93,61 @@ impl Machine {
             self.probe_after = self.probe.next_delay();
         }
         self.online = false;
-        self.doing = Doing::BackingOff;
         let delay = self.retry.next_delay();
-        if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX {
+        let servers = u32::try_from(self.servers.count()).unwrap_or(u32::MAX);
+        if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX.saturating_mul(servers) {
             return self.give_up(Outcome::Unreachable(failure));
         }
-        vec![Action::Arm(delay)]
+        if self.resume.partial && self.retry.attempts() <= PARTIAL_PATIENCE_MAX {
+            self.doing = Doing::BackingOff;
+            return vec![Action::Arm(delay)];
+        }
+        self.go_on_after(delay)
+    }
+
+    /// With the next server of the list, at once; where all have failed, with the one whose pause ends
+    /// first, when it ends.
+    fn go_on_after(&mut self, pause: Duration) -> Vec<Action> {
+        let before = self.servers.current();
+        let turn = self.servers.failed(pause);
+        let mut actions = self.turned_from(before);
+        match turn {
+            Turn::Now => actions.extend(self.start()),
+            Turn::In(delay) => {
+                self.doing = Doing::BackingOff;
+                actions.push(Action::Arm(delay));
+            }
+        }
+        actions
+    }
+
+    fn turned_from(&self, before: usize) -> Vec<Action> {
+        let now = self.servers.current();
+        if now == before { Vec::new() } else { vec![Action::UseServer(now)] }
     }
 
     fn resync(&mut self, reason: ResyncReason) -> Vec<Action> {
         self.online = true;
+        // A cursor from inside a copy is honoured only by the log that gave it out; the last
+        // complete one may still be good here.
+        if self.resume.partial && reason == ResyncReason::ForeignLog {
+            return self.prepare(Action::DropPartial);
+        }
+        // Another server's log may reach back to it.
+        let before = self.servers.current();
+        if self.servers.refused() {
+            let mut actions = self.turned_from(before);
+            actions.extend(self.start());
+            return actions;
+        }
+        self.prepare(Action::BeginFill)
+    }
+
+    fn prepare(&mut self, action: Action) -> Vec<Action> {
         self.doing = Doing::Preparing;
         self.collections_due = true;
         self.resync.next_delay();
-        // A cursor from inside a copy is honoured only by the log that gave it out; the last
-        // complete one may still be good elsewhere.
-        let only_partial = self.resume.partial && reason == ResyncReason::ForeignLog;
-        vec![if only_partial { Action::DropPartial } else { Action::BeginFill }]
+        vec![action]
     }
 
     fn give_up(&mut self, outcome: Outcome) -> Vec<Action> {

@@ -39,6 +39,10 @@ pub enum Event {
     Woke,
     /// There is a new token; the replica goes on from here.
     TokenSet(Resume),
+    /// There is a new token of the same subject, while [`super::Machine::renews`].
+    TokenRenewed,
+    /// Everything is to be copied anew, beside the old data.
+    Rebuild,
     /// The list of collections may have changed.
     CollectionsDue,
 }
@@ -47,21 +51,23 @@ pub enum Event {
 /// the timer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask for a page.
+    /// Turn to this server of the list; nothing is in flight.
+    UseServer(usize),
+    /// Ask for a page; takes the place of a wait for the push socket's next, which stays open.
     Pull {
         /// A cursor; empty for "from nothing".
         since: String,
         /// How long the server may hold the answer.
         wait: Duration,
     },
-    /// Hear the next that the push socket tells.
+    /// Hear the next that the push socket tells; takes the place of an earlier wait for it.
     Listen {
         /// A cursor.
         since: String,
         /// The replica is complete there.
         complete: bool,
     },
-    /// Drop the pull that is in flight, or hang up.
+    /// Drop the pull that is in flight, and hang up.
     CancelPull,
     /// Ask for the list of collections.
     FetchCollections,
@@ -93,6 +99,8 @@ pub enum Outcome {
 /// How the machine is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// The number of servers in the list.
+    pub servers: usize,
     /// Stop when caught up, and give up early.
     pub once: bool,
     /// Never hold a poll.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, params};
 use tidewire_protocol::Position;
 
-use super::catalog::{Catalog, Side};
-use super::quarantine;
+use super::catalog::{Side, Table};
 use super::status::now_ms;
 use super::{Applied, ReplicaError, Resume, Writer};
 use crate::page::{Page, RowRef};
@@ -99,6 +98,8 @@ impl Writer {
                 // The error to tell is the first one; a failed rollback ends the connection's use too.
                 let _ = self.conn.execute_batch("ROLLBACK");
             }
+            // What was not committed changed nothing; a reader that looks once too often loses nothing.
+            self.changed.everything();
             self.reload().ok();
         }
         result
@@ -139,6 +140,21 @@ impl Writer {
         Ok(Applied { complete: head.complete, count: head.count as u64 })
     }
 
+    /// Writes changes of one collection, in their order.
+    pub(super) fn write_run(
+        &mut self,
+        collection: &str,
+        side: Side,
+        run: &[RowRef<'_>],
+    ) -> Result<(), ReplicaError> {
+        let table = self.catalog.table(&self.conn, collection, side, self.progress.generation)?;
+        write_rows(&self.conn, table, run)?;
+        if side == Side::Live {
+            self.changed.rows(collection, &table.name, run.iter().map(|row| row.id));
+        }
+        Ok(())
+    }
+
     fn apply_rows(&mut self, page: &Page, side: Side) -> Result<(), ReplicaError> {
         let generation = self.progress.generation;
         for collection in page.collections() {
@@ -149,7 +165,7 @@ impl Writer {
         let rows: Vec<RowRef<'_>> = page.rows().collect();
         for run in rows.chunk_by(|a, b| a.collection == b.collection) {
             let name = &page.collections()[run[0].collection].name;
-            write_rows(&self.conn, &mut self.catalog, name, side, generation, run)?;
+            self.write_run(name, side, run)?;
         }
         Ok(())
     }
@@ -223,17 +239,7 @@ impl Writer {
     }
 }
 
-/// Writes changes of one collection, in their order.
-pub(super) fn write_rows(
-    conn: &Connection,
-    catalog: &mut Catalog,
-    collection: &str,
-    side: Side,
-    generation: i64,
-    rows: &[RowRef<'_>],
-) -> rusqlite::Result<()> {
-    let (has_aside, mut noted) = (catalog.has_aside, false);
-    let table = catalog.table(conn, collection, side, generation)?;
+fn write_rows(conn: &Connection, table: &Table, rows: &[RowRef<'_>]) -> rusqlite::Result<()> {
     let mut upsert = conn.prepare_cached(&table.upsert)?;
     let mut delete = conn.prepare_cached(&table.delete)?;
     let mut position = String::with_capacity(Position::TEXT_LEN);
@@ -249,12 +255,7 @@ pub(super) fn write_rows(
                 delete.execute(params![row.id, position])?;
             }
         }
-        if row.quarantined.is_some() || has_aside || noted {
-            quarantine::note(conn, side, collection, row)?;
-            noted |= row.quarantined.is_some();
-        }
     }
-    catalog.has_aside |= noted;
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::{self, Columns};
-use super::quarantine;
 use super::schema::{RESERVED_PREFIX, create_table, quote};
 
 /// Which of a collection's two tables: the one that apps read, or the one that is being filled.
@@ -18,6 +17,7 @@ pub(crate) enum Side {
 /// The statements and columns of one table.
 #[derive(Debug)]
 pub(crate) struct Table {
+    pub(crate) name: String,
     pub(crate) upsert: String,
     pub(crate) delete: String,
     columns: Columns,
@@ -28,8 +28,6 @@ pub(crate) struct Table {
 pub(crate) struct Catalog {
     live: HashMap<String, Table>,
     shadow: HashMap<String, Table>,
-    /// Some document is in quarantine, on one side or the other.
-    pub(crate) has_aside: bool,
 }
 
 /// A row of `_tidewire_tables`.
@@ -56,8 +54,7 @@ fn shadow_name(table: &str) -> String {
 impl Catalog {
     /// The catalogue as the file has it.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
-        let has_aside = quarantine::is_used(conn)?;
-        let mut catalog = Self { has_aside, ..Self::default() };
+        let mut catalog = Self::default();
         for entry in entries(conn)? {
             if entry.live {
                 let columns = Columns::of_table(conn, &entry.table)?;
@@ -138,10 +135,11 @@ impl Catalog {
 }
 
 impl Table {
-    fn new(name: &str, columns: Columns) -> Self {
-        let name = quote(name);
+    fn new(table: &str, columns: Columns) -> Self {
+        let name = quote(table);
         // A change that is older than the row (a page applied again) leaves it alone.
         Self {
+            name: table.to_owned(),
             upsert: format!(
                 "INSERT INTO {name} (_id, _doc, _updated_at, _position) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT (_id) DO UPDATE SET _doc = excluded._doc, \

@@ -8,7 +8,6 @@ mod apply;
 mod catalog;
 mod columns;
 mod open;
-mod quarantine;
 mod read;
 mod schema;
 mod staging;

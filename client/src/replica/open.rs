@@ -14,6 +14,7 @@ use super::catalog::{self, Catalog};
 use super::schema::{self, APPLICATION_ID, SCHEMA_VERSION};
 use super::staging::damaged;
 use super::status;
+use crate::changes::{Changed, Gathering};
 use crate::token::Subject;
 
 /// Bytes of a page: documents of 500 bytes leave least room unused at this size.
@@ -38,8 +39,16 @@ const LOCK_TRIES: u32 = 10;
 /// Whose replica it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    pub(crate) server: String,
+    /// The servers that it may come from; they follow one source.
+    pub(crate) servers: Vec<String>,
     pub(crate) subject: Subject,
+}
+
+impl Identity {
+    /// Whether one of the servers is among those that the file names, a line each.
+    fn knows_one_of(&self, stored: &str) -> bool {
+        stored.lines().any(|known| self.servers.iter().any(|server| server == known))
+    }
 }
 
 /// The one that writes. Holds the lock for as long as it lives.
@@ -49,6 +58,8 @@ pub(crate) struct Writer {
     pub(super) catalog: Catalog,
     pub(super) progress: Progress,
     pub(super) batch: Option<Batch>,
+    /// What readers see changed since this was taken last.
+    pub(super) changed: Gathering,
     path: PathBuf,
     /// Held, not read: the system gives it up when the process ends, however it ends.
     lock: File,
@@ -62,8 +73,8 @@ enum Found {
 
 impl Writer {
     /// Opens or makes the replica at `path` for `identity`. A damaged one is put aside (`.damaged`)
-    /// and begun anew; another subject's is wiped; another server's is copied anew beside the old
-    /// data.
+    /// and begun anew; another subject's is wiped; what came from none of these servers is copied
+    /// anew beside the old data.
     pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, ReplicaError> {
         let path = real_path(path)?;
         let found = inspect(&path)?;
@@ -73,7 +84,8 @@ impl Writer {
             Found::Damaged => Self::anew(&path, lock)?,
             Found::Replica => match Self::existing(&path) {
                 Ok((conn, catalog, progress)) => {
-                    Self { conn, catalog, progress, batch: None, path, lock }
+                    let changed = Gathering::default();
+                    Self { conn, catalog, progress, batch: None, changed, path, lock }
                 }
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "the replica is damaged: it is made anew");
@@ -108,14 +120,14 @@ impl Writer {
         if stored.sub.is_some() && subject.sub.is_some() && stored != *subject {
             tracing::info!("another subject has signed in: the former one's data is wiped");
             self.wipe()?;
-        } else if server.as_ref().is_some_and(|server| *server != identity.server) {
-            tracing::info!("another server: copying anew beside the old data");
+        } else if server.is_some_and(|stored| !identity.knows_one_of(&stored)) {
+            tracing::info!("other servers: copying anew beside the old data");
             self.begin_fill()?;
         }
         self.conn.execute(
             "UPDATE _tidewire_state SET server = ?1, issuer = ifnull(?2, issuer), \
              subject = ifnull(?3, subject)",
-            params![identity.server, subject.iss, subject.sub],
+            params![identity.servers.join("\n"), subject.iss, subject.sub],
         )?;
         Ok(())
     }
@@ -145,6 +157,14 @@ impl Writer {
         self.conn.close().map_err(|(_, error)| ReplicaError::Sqlite(error))
     }
 
+    /// What readers see changed since this was asked last. Only between two transactions.
+    pub(crate) fn take_changed(&mut self) -> Option<Changed> {
+        if self.batch.is_some() {
+            return None;
+        }
+        self.changed.take(self.progress.position.map(|position| position.to_string()))
+    }
+
     pub(super) fn reload(&mut self) -> Result<(), ReplicaError> {
         self.catalog = Catalog::load(&self.conn)?;
         self.progress = read_progress(&self.conn)?;
@@ -166,7 +186,10 @@ impl Writer {
         conn.execute_batch("COMMIT")?;
         configure(&conn)?;
         let (catalog, progress) = (Catalog::default(), Progress::default());
-        Ok(Self { conn, catalog, progress, batch: None, path: path.to_owned(), lock })
+        let mut changed = Gathering::default();
+        changed.everything();
+        let path = path.to_owned();
+        Ok(Self { conn, catalog, progress, batch: None, changed, path, lock })
     }
 
     fn existing(path: &Path) -> Result<(Connection, Catalog, Progress), ReplicaError> {
@@ -183,7 +206,6 @@ impl Writer {
         if bytes <= if clean { CHECK_BYTES_MAX } else { CHECK_UNCLEAN_BYTES_MAX } {
             quick_check(&conn)?;
         }
-        schema::upgrade(&conn, found)?;
         check_guards(&conn)?;
         let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
         Ok((conn, catalog, progress))
@@ -203,9 +225,8 @@ impl Writer {
         }
         self.conn.execute_batch(
             "DELETE FROM _tidewire_tables; DELETE FROM _tidewire_fields;
-             DELETE FROM _tidewire_staged; DELETE FROM _tidewire_set_aside;
-             DELETE FROM _tidewire_state;
-             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 2); COMMIT; VACUUM;",
+             DELETE FROM _tidewire_staged; DELETE FROM _tidewire_state;
+             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 1); COMMIT; VACUUM;",
         )?;
         self.conn.busy_timeout(Duration::from_secs(5))?;
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -214,6 +235,7 @@ impl Writer {
         self.conn.pragma_update(None, "secure_delete", false)?;
         remove_if_there(&beside(&self.path, ".damaged"))?;
         self.reload()?;
+        self.changed.everything();
         if blocked { Err(ReplicaError::WipeBlocked(self.path.clone())) } else { Ok(()) }
     }
 }
@@ -338,7 +360,7 @@ fn quick_check(conn: &Connection) -> Result<(), ReplicaError> {
 
 /// Every table that the catalogue names must be there with its guards.
 fn check_guards(conn: &Connection) -> Result<(), ReplicaError> {
-    let sql = "SELECT 3 * (5 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
+    let sql = "SELECT 3 * (4 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
                (SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' \
                 AND substr(name, 1, 13) = '_tidewire_no_')";
     if conn.query_row(sql, [], |row| row.get(0))? { Ok(()) } else { Err(damaged("the schema")) }

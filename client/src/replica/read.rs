@@ -1,12 +1,16 @@
 //! The side that apps use: reading a replica, whether a client keeps it or not.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 
 use super::open::{io_at, is_kept, is_replica};
+use super::schema::quote;
 use super::{ReplicaError, status};
 use crate::status::{State, Status, TransportName};
 
@@ -42,6 +46,10 @@ impl Replica {
                 return Err(ReplicaError::Missing(path.to_owned()));
             }
             Err(error) => return Err(io_at(path)(error)),
+            // A client is about to make it.
+            Ok(false) if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) => {
+                return Err(ReplicaError::Missing(path.to_owned()));
+            }
             Ok(false) => return Err(ReplicaError::NotAReplica(path.to_owned())),
             Ok(true) => {}
         }
@@ -79,6 +87,43 @@ impl Replica {
         })
         .map(|columns| all.columns = columns)?;
         Ok(all)
+    }
+
+    /// [`Replica::query`], and the names of all tables that it reads, in lower case: SQLite asks about
+    /// each while it prepares the query.
+    pub(crate) fn query_and_tables(
+        &mut self,
+        sql: &str,
+    ) -> Result<(Rows, HashSet<String>), ReplicaError> {
+        let tables: Arc<Mutex<HashSet<String>>> = Arc::default();
+        let seen = Arc::clone(&tables);
+        self.conn.authorizer(Some(move |asked: AuthContext<'_>| {
+            if let AuthAction::Read { table_name, .. } = asked.action {
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.insert(table_name.to_ascii_lowercase());
+            }
+            Authorization::Allow
+        }))?;
+        let rows = self.query(sql);
+        self.conn.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
+        let tables = std::mem::take(&mut *tables.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((rows?, tables))
+    }
+
+    /// The rows of all collections.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn row_count(&self) -> Result<u64, ReplicaError> {
+        let sql = "SELECT table_name FROM _tidewire_tables WHERE live";
+        let mut tables = self.conn.prepare(sql)?;
+        let tables = tables.query_map([], |row| row.get::<_, String>(0))?;
+        let mut all = 0;
+        for table in tables {
+            let sql = format!("SELECT count(*) FROM {}", quote(&table?));
+            all += self.conn.query_row(&sql, [], |row| row.get::<_, i64>(0))?;
+        }
+        Ok(u64::try_from(all).unwrap_or(0))
     }
 
     /// Runs a query that reads, and calls `each` with the columns' names and one row after the other.

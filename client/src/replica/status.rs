@@ -75,6 +75,7 @@ pub(crate) fn read(conn: &Connection) -> rusqlite::Result<Status> {
             lag_ms: row.get::<_, Option<i64>>(7)?.and_then(|ms| u64::try_from(ms).ok()),
             error: row.get(8)?,
             applying: row.get::<_, Option<i64>>(9)?.and_then(|n| u64::try_from(n).ok()),
+            ..Status::first()
         })
     })
 }

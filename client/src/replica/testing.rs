@@ -17,30 +17,17 @@ pub(crate) struct Made {
     pub(crate) id: String,
     pub(crate) document: Option<String>,
     pub(crate) position: Position,
-    pub(crate) quarantined: bool,
-}
-
-impl Made {
-    pub(crate) fn is_tombstone(&self) -> bool {
-        self.document.is_none() && !self.quarantined
-    }
 }
 
 pub(crate) fn upsert(collection: &str, id: &str, at: u64, document: &str) -> Made {
     let position = Position::new(at, 0);
     let document = Some(document.to_owned());
-    Made { collection: collection.into(), id: id.into(), document, position, quarantined: false }
-}
-
-/// Its document goes into quarantine.
-pub(crate) fn quarantined(collection: &str, id: &str, at: u64) -> Made {
-    Made { quarantined: true, ..delete(collection, id, at) }
+    Made { collection: collection.into(), id: id.into(), document, position }
 }
 
 pub(crate) fn delete(collection: &str, id: &str, at: u64) -> Made {
     let position = Position::new(at, 0);
-    let (collection, id) = (collection.into(), id.into());
-    Made { collection, id, document: None, position, quarantined: false }
+    Made { collection: collection.into(), id: id.into(), document: None, position }
 }
 
 /// The text of a page; `checkpoint` is its last position.
@@ -58,10 +45,8 @@ pub(crate) fn page_text(changes: &[Made], cursor: &str, has_more: bool, complete
             change.position,
         )
         .unwrap();
-        match (&change.document, change.quarantined) {
-            (Some(document), _) => write!(list, r#","payload":{document}"#).unwrap(),
-            (None, true) => list.push_str(r#","quarantined":"not UTF-8""#),
-            (None, false) => {}
+        if let Some(document) = &change.document {
+            write!(list, r#","payload":{document}"#).unwrap();
         }
         list.push('}');
     }
@@ -79,7 +64,7 @@ pub(crate) fn page(changes: &[Made], cursor: &str, has_more: bool, complete: boo
 
 pub(crate) fn identity(sub: &str) -> Identity {
     let subject = Subject { iss: None, sub: Some(sub.into()) };
-    Identity { server: "memory".into(), subject }
+    Identity { servers: vec!["memory".into()], subject }
 }
 
 pub(crate) fn open(path: &Path) -> Writer {
@@ -106,13 +91,6 @@ pub(crate) fn dump(conn: &Connection) -> String {
             let cell = |at| row.get::<_, String>(at).unwrap();
             writeln!(out, "{collection} {} {} {} {}", cell(0), cell(1), cell(2), cell(3)).unwrap();
         }
-    }
-    let mut aside = conn.prepare("SELECT * FROM _tidewire_quarantine ORDER BY 1, 2").unwrap();
-    let mut rows = aside.query([]).unwrap();
-    while let Some(row) = rows.next().unwrap() {
-        let cell = |at| row.get::<_, String>(at).unwrap();
-        let (at, position) = (cell(3), cell(4));
-        writeln!(out, "{} {} {} {at} {position}", cell(0), cell(1), cell(2)).unwrap();
     }
     out
 }

@@ -94,13 +94,23 @@ pub trait Transport: Send + 'static {
     ) -> impl Future<Output = Result<Page, Failure>> + Send + 'static;
 
     /// The next that the push socket tells after `request.since`; opens it where it is not open, or not
-    /// there. Without a socket: a failure of the way.
+    /// there, and renews the token on it where that is another one. A future that is dropped leaves the
+    /// socket open. Without a socket: a failure of the way.
     fn listen(
         &self,
         _request: ListenRequest,
         _token: Token,
     ) -> impl Future<Output = Result<Heard, Failure>> + Send + 'static {
         std::future::ready(Err(Failure::Unreachable("there is no push socket".to_owned())))
+    }
+
+    /// Closes the push socket, if it is open.
+    fn hang_up(&self) {}
+
+    /// When the token runs out by the server's own word, on this machine's clock; `None` where the
+    /// server has not said.
+    fn token_expires_ms(&self) -> Option<i64> {
+        None
     }
 
     /// The names of the collections that the token may see, those without documents too.

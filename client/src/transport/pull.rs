@@ -91,6 +91,9 @@ impl HttpPull {
 
     /// Sends a request; the answer's head, once it is a server's 200.
     async fn get(&self, url: Url, token: &Token, wait: Duration) -> Result<Response, Failure> {
+        if token.is_none() {
+            return Err(Failure::Unauthorized("there is none yet".to_owned()));
+        }
         let request =
             self.client.get(url).header(AUTHORIZATION, format!("Bearer {}", token.reveal())).send();
         let patience = wait + ANSWER_GRACE;
@@ -136,6 +139,14 @@ impl Transport for HttpPull {
         token: Token,
     ) -> impl Future<Output = Result<Heard, Failure>> + Send + 'static {
         self.line.clone().listen(request, token)
+    }
+
+    fn hang_up(&self) {
+        self.line.hang_up();
+    }
+
+    fn token_expires_ms(&self) -> Option<i64> {
+        self.line.token_expires_ms()
     }
 
     fn collections(

@@ -1,6 +1,7 @@
 //! The push socket: one connection on which changes come by themselves.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
@@ -8,6 +9,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use tidewire_protocol::Position;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -30,14 +32,19 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(25);
 /// The answer to a hello must begin within this time.
 const WELCOME_MAX: Duration = Duration::from_secs(8);
 
-/// The line to a server: its address, and the socket while nobody listens to it.
+/// The line to a server: its address, and the socket where one is open. Who listens holds the lock.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     url: Arc<str>,
-    kept: Arc<Mutex<Option<Socket>>>,
+    open: Arc<Mutex<Option<Socket>>>,
+    /// Milliseconds since 1970; [`UNKNOWN`] while the server has not said.
+    token_expires_ms: Arc<AtomicI64>,
 }
 
-/// An open socket. Dropped with the wait for its next frame: who stops listening hangs up.
+/// In the place of a time.
+const UNKNOWN: i64 = i64::MAX;
+
+/// An open socket.
 #[derive(Debug)]
 struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -62,6 +69,16 @@ struct Frame {
     keepalive_seconds: Option<u64>,
     through: Option<Position>,
     cursor: Option<String>,
+    /// Seconds.
+    token_expires_in: Option<i64>,
+}
+
+impl Frame {
+    fn note_expiry(&self, expires_ms: &AtomicI64) {
+        if let Some(seconds) = self.token_expires_in {
+            expires_ms.store(now_ms() + seconds.clamp(0, 1 << 32) * 1_000, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Line {
@@ -70,7 +87,8 @@ impl Line {
         url.set_path(&format!("{}api/sync/live", base.path()));
         // Of the two schemes that an address can have.
         let url = url.as_str().replacen("http", "ws", 1);
-        Self { url: url.into(), kept: Arc::default() }
+        let token_expires_ms = Arc::new(AtomicI64::new(UNKNOWN));
+        Self { url: url.into(), open: Arc::default(), token_expires_ms }
     }
 
     /// The next that the socket tells after `request.since`.
@@ -79,17 +97,42 @@ impl Line {
         request: ListenRequest,
         token: Token,
     ) -> Result<Heard, Failure> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let goes_on = |socket: &Socket| socket.cursor == request.since && socket.token == token;
-        let (socket, heard) = match kept.filter(goes_on) {
-            Some(mut socket) => {
-                let page = socket.next().await?;
-                (socket, Heard::Page(Box::new(page)))
-            }
-            None => (self.connect(request, token).await?, Heard::Listening),
+        let mut open = self.open.lock().await;
+        let goes_on = |socket: &Socket| {
+            socket.cursor == request.since && socket.token.is_of_the_same_subject_as(&token)
         };
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
-        Ok(heard)
+        if !open.as_ref().is_some_and(goes_on) {
+            *open = None;
+            *open = Some(self.connect(request, token).await?);
+            return Ok(Heard::Listening);
+        }
+        let Some(socket) = open.as_mut() else { return Err(gone("it is not open")) };
+        let heard = async {
+            if socket.token != token {
+                socket.renew(token).await?;
+                self.token_expires_ms.store(UNKNOWN, Ordering::Relaxed);
+            }
+            socket.next(&self.token_expires_ms).await
+        };
+        match heard.await {
+            Ok(page) => Ok(Heard::Page(Box::new(page))),
+            Err(failure) => {
+                *open = None;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Closes the socket. Only while nobody listens.
+    pub(super) fn hang_up(&self) {
+        if let Ok(mut open) = self.open.try_lock() {
+            *open = None;
+        }
+    }
+
+    pub(super) fn token_expires_ms(&self) -> Option<i64> {
+        let known = self.token_expires_ms.load(Ordering::Relaxed);
+        (known != UNKNOWN).then_some(known)
     }
 
     async fn connect(&self, request: ListenRequest, token: Token) -> Result<Socket, Failure> {
@@ -123,16 +166,15 @@ impl Line {
             skew_ms: 0,
             silence_max: WELCOME_MAX,
         };
-        socket.greet().await?;
+        socket.greet(&self.token_expires_ms).await?;
         Ok(socket)
     }
 }
 
 impl Socket {
-    async fn greet(&mut self) -> Result<(), Failure> {
-        let hello = serde_json::json!({ "type": "hello", "since": self.cursor }).to_string();
-        let sent = timeout(CONNECT_TIMEOUT, self.stream.send(Message::Text(hello.into())));
-        sent.await.map_err(|_| gone("it takes nothing"))?.map_err(|error| gone(&error))?;
+    async fn greet(&mut self, expires_ms: &AtomicI64) -> Result<(), Failure> {
+        let hello = serde_json::json!({ "type": "hello", "since": self.cursor });
+        self.say(hello.to_string()).await?;
         let (_, welcome) = self.frame().await?;
         if welcome.kind != "welcome" {
             return Err(Failure::Garbage("the first frame is no welcome".to_owned()));
@@ -141,13 +183,27 @@ impl Socket {
         self.skew_ms = server_ms - now_ms();
         let keepalive = welcome.keepalive_seconds.map_or(KEEPALIVE_MAX, Duration::from_secs);
         self.silence_max = keepalive.min(KEEPALIVE_MAX) + SILENCE_GRACE;
+        welcome.note_expiry(expires_ms);
         Ok(())
     }
 
+    /// Goes on with another token. A server that does not take it says so in its next frame.
+    async fn renew(&mut self, token: Token) -> Result<(), Failure> {
+        let auth = serde_json::json!({ "type": "auth", "token": token.reveal() });
+        self.token = token;
+        self.say(auth.to_string()).await
+    }
+
+    async fn say(&mut self, text: String) -> Result<(), Failure> {
+        let sent = timeout(CONNECT_TIMEOUT, self.stream.send(Message::Text(text.into())));
+        sent.await.map_err(|_| gone("it takes nothing"))?.map_err(|error| gone(&error))
+    }
+
     /// The next page that the socket tells.
-    async fn next(&mut self) -> Result<Page, Failure> {
+    async fn next(&mut self, expires_ms: &AtomicI64) -> Result<Page, Failure> {
         loop {
             let (text, told) = self.frame().await?;
+            told.note_expiry(expires_ms);
             let server_ms = now_ms() + self.skew_ms;
             match told.kind.as_str() {
                 "changes" => {

@@ -139,3 +139,35 @@ async fn a_second_program_on_the_same_replica_is_refused() {
     let third = program(&bank, folder.path(), "sync").arg("--once").output().unwrap();
     assert!(third.status.success(), "the lock died with its process");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_never_wait_while_a_copy_a_catch_up_and_a_rebuild_are_moved_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("replica.db");
+    let bank = Bank::open(300, 3_000, 200).await;
+    let mut first = program(&bank, folder.path(), "sync").arg("--once").spawn().unwrap();
+    tokio::task::block_in_place(|| first.wait()).unwrap();
+    let reader =
+        Connection::open_with_flags(&db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    // A reader that would have to wait gets an error instead.
+    reader.busy_timeout(Duration::ZERO).unwrap();
+    let mut reads = 0;
+    for (command, more) in [("sync", Some("--once")), ("rebuild", None), ("rebuild", None)] {
+        let mut child = program(&bank, folder.path(), command).args(more).spawn().unwrap();
+        let ended = loop {
+            let sql = "SELECT count(*), sum(balance) FROM accounts";
+            let seen: (i64, i64) =
+                reader.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+            let accounts = i64::try_from(ACCOUNTS).unwrap();
+            assert_eq!(seen, (accounts, EACH * accounts), "during {command}");
+            reads += 1;
+            if let Some(ended) = child.try_wait().unwrap() {
+                break ended;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(ended.success(), "{command}: {ended}");
+    }
+    println!("{reads} reads");
+    assert!(reads > 20);
+}

@@ -1,11 +1,15 @@
 //! The client as a whole: the library over a script, over real HTTP, and the program.
 
 mod bank;
+#[cfg(unix)]
+mod daemon;
 mod faults;
 mod http;
+mod library;
 mod program;
 mod script;
 mod server;
+mod servers;
 
 use std::path::Path;
 

@@ -33,8 +33,12 @@ async fn a_replica_is_made_shown_and_asked() {
     let server = Server::start([json(200, &page(&rows, "c1", false, true))]).await;
     let output = sync(&server.address, folder.path(), &["--once", "--json"]).await;
     assert!(output.status.success(), "{output:?}");
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(status["initialized"], true);
+    // A line of JSON whenever the status changed; the last one is the end's.
+    let lines = text(&output.stdout);
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let status = lines.last().unwrap();
+    assert_eq!((&status["initialized"], &status["state"]), (&true.into(), &"stopped".into()));
     assert_eq!(status["lastSync"]["applied"], 2);
 
     let db = folder.path().join("replica.db").display().to_string();

@@ -19,6 +19,12 @@ struct Weather {
     black_hole: bool,
     refuse: bool,
     no_upgrades: bool,
+    /// What a WebSocket's server says after its answer to the upgrade is held back.
+    buffers_sockets: bool,
+    /// Connections up to this one are open and dead.
+    frozen: usize,
+    /// A connection on which its server says nothing for so long is cut.
+    patience: Option<Duration>,
     /// Connections of earlier ages are cut.
     age: u64,
 }
@@ -97,6 +103,30 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.delay = delay);
     }
 
+    /// Holds back all that is told on WebSockets, after the upgrade; or cuts those and lets new ones
+    /// through.
+    pub fn buffer_sockets(&self, buffer: bool) {
+        self.weather.send_modify(|weather| {
+            weather.buffers_sockets = buffer;
+            weather.age += 1;
+        });
+    }
+
+    /// Ends every connection on which its server says nothing for so long.
+    pub fn cut_silent(&self, patience: Option<Duration>) {
+        self.weather.send_modify(|weather| {
+            weather.patience = patience;
+            weather.age += 1;
+        });
+    }
+
+    /// The connections that there are stay open and carry nothing any more; new ones work. So it is when
+    /// a machine has moved to another network.
+    pub fn freeze(&self) {
+        let accepted = self.connections();
+        self.weather.send_modify(|weather| weather.frozen = accepted);
+    }
+
     /// Keeps connections open and lets nothing through, or lets it through again.
     pub fn black_hole(&self, swallow: bool) {
         self.weather.send_modify(|weather| weather.black_hole = swallow);
@@ -111,20 +141,27 @@ async fn accept_all(
     ending: CancellationToken,
 ) {
     while let Ok((near, _)) = listener.accept().await {
-        accepted.fetch_add(1, Ordering::Relaxed);
+        let number = accepted.fetch_add(1, Ordering::Relaxed) + 1;
         if weather.borrow().refuse {
             continue;
         }
         let (target, weather, ending) = (target.clone(), weather.clone(), ending.clone());
         tokio::spawn(async move {
-            let connection = connect(near, target, weather);
+            let connection = connect(near, number, target, weather);
             ending.run_until_cancelled(connection).await;
         });
     }
 }
 
-async fn connect(mut near: TcpStream, target: String, mut weather: watch::Receiver<Weather>) {
-    if weather.borrow().no_upgrades && asks_for_upgrade(&near).await {
+async fn connect(
+    mut near: TcpStream,
+    number: usize,
+    target: String,
+    mut weather: watch::Receiver<Weather>,
+) {
+    let Weather { no_upgrades, buffers_sockets, .. } = *weather.borrow();
+    let upgrades = (no_upgrades || buffers_sockets) && asks_for_upgrade(&near).await;
+    if no_upgrades && upgrades {
         let _ = near.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await;
         return;
     }
@@ -133,9 +170,11 @@ async fn connect(mut near: TcpStream, target: String, mut weather: watch::Receiv
     let age = weather.borrow().age;
     let (near_in, near_out) = near.into_split();
     let (far_in, far_out) = far.into_split();
+    let chunks_max = if upgrades { 1 } else { usize::MAX };
+    let way = |answers| Way { number, answers, chunks_max };
     tokio::select! {
-        () = forward(near_in, far_out, weather.clone()) => {}
-        () = forward(far_in, near_out, weather.clone()) => {}
+        () = forward(near_in, far_out, way(false), weather.clone()) => {}
+        () = forward(far_in, near_out, way(true), weather.clone()) => {}
         _ = weather.wait_for(|weather| weather.age != age) => {}
     }
 }
@@ -147,18 +186,44 @@ async fn asks_for_upgrade(near: &TcpStream) -> bool {
     String::from_utf8_lossy(&head[..read]).to_ascii_lowercase().contains("websocket")
 }
 
+/// One direction of a connection.
+#[derive(Clone, Copy)]
+struct Way {
+    number: usize,
+    /// From the server.
+    answers: bool,
+    /// Chunks of answers that are let through.
+    chunks_max: usize,
+}
+
 async fn forward(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
+    way: Way,
     mut weather: watch::Receiver<Weather>,
 ) {
     let mut chunk = vec![0; CHUNK_BYTES];
-    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+    let mut chunks = 0;
+    loop {
+        let patience = weather.borrow().patience.filter(|_| way.answers);
+        let read = match patience {
+            None => from.read(&mut chunk).await,
+            Some(patience) => match tokio::time::timeout(patience, from.read(&mut chunk)).await {
+                Ok(read) => read,
+                Err(_) => return,
+            },
+        };
+        let Ok(read @ 1..) = read else { return };
+        chunks += 1;
+        if way.answers && chunks > way.chunks_max {
+            continue;
+        }
         let delay = weather.borrow().delay;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if weather.wait_for(|weather| !weather.black_hole).await.is_err() {
+        let carries = |weather: &Weather| !weather.black_hole && weather.frozen < way.number;
+        if weather.wait_for(carries).await.is_err() {
             return;
         }
         if to.write_all(&chunk[..read]).await.is_err() {

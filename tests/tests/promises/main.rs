@@ -3,11 +3,14 @@
 mod capture;
 mod client_bank;
 mod client_follows;
+mod client_mangled;
+mod client_network;
+mod client_servers;
+mod client_users;
 mod encodings;
 mod harness;
 mod keys_and_payloads;
 mod patch_oracle;
-mod quarantine;
 mod replay;
 mod serve_live;
 mod serve_openapi;

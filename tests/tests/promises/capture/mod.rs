@@ -5,7 +5,6 @@ mod checks;
 mod copies;
 mod faults;
 mod kills;
-mod oddities;
 mod refusals;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,96 @@
+//! Whose replica it is: another user's sign-in, a copied file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bson::{Document, doc};
+use tidewire_ops::verify::Plan;
+use tidewire_tests::harness::{
+    Claims, Client, Server, ServerOptions, collection, eventually, mongo, must_equal,
+};
+
+/// The files that hold these bytes.
+fn holders(folder: &Path, canary: &str) -> Vec<String> {
+    let files = std::fs::read_dir(folder).expect("the folder");
+    let paths = files.map(|entry| entry.expect("a file").path());
+    let holds = |path: &std::path::PathBuf| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.windows(canary.len()).any(|window| window == canary.as_bytes())
+    };
+    paths.filter(holds).map(|path| path.display().to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
+    let mongo = mongo().await;
+    let notes = mongo.db.collection::<Document>("notes");
+    let rows = (0..3_000).map(|n| {
+        let owner = if n % 3 == 0 { "ravi" } else { "asha" };
+        doc! { "_id": format!("{owner}-{n}"), "userId": owner, "text": format!("canary of {owner} {n}") }
+    });
+    notes.insert_many(rows).await.expect("insert");
+    let options = ServerOptions {
+        collections: collection("notes", &["user:{userId}"], &[]),
+        ..ServerOptions::following(&mongo, &[])
+    };
+    let server = Server::start(options).await;
+    let mut client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
+    client.sync_once().await;
+    // A live session with changes and deletes, killed: the write-ahead log stays behind.
+    client.start();
+    notes.update_many(doc! {}, doc! { "$set": { "more": 1 } }).await.expect("update");
+    let first_third = doc! { "_id": { "$regex": "^asha-1" } };
+    notes.delete_many(first_third).await.expect("delete");
+    eventually("the changes are in the replica", Duration::from_secs(60), || async {
+        let sql = "SELECT count(*) FROM notes WHERE more = 1 AND _id NOT LIKE 'asha-1%'";
+        let count = client.open().ok()?.query_row(sql, [], |row| row.get::<_, i64>(0)).ok()?;
+        (count > 0).then_some(())
+    })
+    .await;
+    client.kill().await;
+    assert!(!holders(client.dir(), "canary of asha").is_empty());
+    // While it runs, by a new token in its file.
+    client.set_token(&server.token(&Claims::of("ravi")));
+    client.start();
+    eventually("the second user's notes are there", Duration::from_secs(60), || async {
+        let sql = "SELECT count(*) FROM notes WHERE userId = 'ravi' AND more = 1";
+        let count = client.open().ok()?.query_row(sql, [], |row| row.get::<_, i64>(0)).ok()?;
+        (count == 1_000).then_some(())
+    })
+    .await;
+    for canary in ["canary of asha", "asha-"] {
+        assert_eq!(holders(client.dir(), canary), Vec::<String>::new(), "{canary}");
+    }
+    assert!(client.stop().await.success());
+    assert_eq!(holders(client.dir(), "canary of asha"), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_client_is_refused_and_a_copied_file_goes_on_alone() {
+    let mongo = mongo().await;
+    let users = mongo.db.collection::<Document>("users");
+    users.insert_many((0..100).map(|n| doc! { "_id": n })).await.expect("insert");
+    let server = Server::start(ServerOptions::following(&mongo, &["users"])).await;
+    let token = server.token(&Claims::of("asha"));
+    let mut client = Client::new(&server.url(), &token);
+    client.sync_once().await;
+    client.start();
+    eventually("the client keeps the replica", Duration::from_secs(60), || async {
+        (client.status().await["state"] == "live").then_some(())
+    })
+    .await;
+    let second = client.try_sync_once().await;
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    // A copy as a user makes one, of the file and what lies beside it.
+    let copy = Client::new(&server.url(), &token);
+    let beside = |db: &Path, suffix: &str| format!("{}{suffix}", db.display());
+    for suffix in ["-wal", ""] {
+        std::fs::copy(beside(&client.db(), suffix), beside(&copy.db(), suffix)).expect("copy");
+    }
+    users.delete_many(doc! { "_id": { "$lt": 50 } }).await.expect("delete");
+    copy.sync_once().await;
+    must_equal(&mongo.db, &Plan::everything(&["users"]), &copy.db()).await;
+    client.stop().await;
+    client.sync_once().await;
+    must_equal(&mongo.db, &Plan::everything(&["users"]), &client.db()).await;
+}
