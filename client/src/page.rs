@@ -58,6 +58,8 @@ pub(crate) struct RowRef<'a> {
     pub(crate) document: Option<&'a str>,
     pub(crate) updated_at: &'a str,
     pub(crate) position: Position,
+    /// On a delete: why the document, which is not gone, can't be had.
+    pub(crate) quarantined: Option<&'a str>,
 }
 
 /// A collection that has changes in the page.
@@ -75,6 +77,7 @@ struct Row {
     document: Option<Range<usize>>,
     updated_at: Range<usize>,
     position: Position,
+    quarantined: Option<Range<usize>>,
 }
 
 impl Page {
@@ -180,6 +183,7 @@ impl Page {
             document: row.document.clone().map(|span| &self.text[span]),
             updated_at: &self.text[row.updated_at.clone()],
             position: row.position,
+            quarantined: row.quarantined.clone().map(|span| &self.text[span]),
         })
     }
 
@@ -251,6 +255,7 @@ impl Gathered {
                 document: document.map(|document| spans.of(document)),
                 updated_at: spans.of(&change.updated_at),
                 position: change.position,
+                quarantined: change.quarantined.as_deref().map(|reason| spans.of(reason)),
             });
         }
         let collections = gathered.into_iter().map(|(name, scout)| CollectionOfPage {
@@ -274,6 +279,7 @@ fn check_change(change: &Change<'_>) -> Result<(), PageError> {
         (ChangeKind::Upsert, None) => "an upsert without a payload",
         (ChangeKind::Upsert, Some(raw)) if !raw.get().starts_with('{') => "a payload is no object",
         (ChangeKind::Delete, Some(_)) => "a delete with a payload",
+        (ChangeKind::Upsert, _) if change.quarantined.is_some() => "an upsert in quarantine",
         _ if change.collection.is_empty() => "a change of a collection without a name",
         _ => return Ok(()),
     };

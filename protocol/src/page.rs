@@ -37,6 +37,9 @@ pub struct Change<'a> {
     pub updated_at: Cow<'a, str>,
     /// Where the change stands in the log.
     pub position: Position,
+    /// On a delete: the document is not gone, it can't be carried, for this reason.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<Cow<'a, str>>,
 }
 
 /// One answer of `GET /api/sync/pull`, borrowed from its text.

@@ -114,6 +114,12 @@ impl Metrics {
             "Documents and events that could not be carried.",
             status.quarantined as f64,
         );
+        metric(
+            "tidewire_quarantine_documents",
+            "gauge",
+            "Documents that are in quarantine now.",
+            status.in_quarantine as f64,
+        );
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         metric(
             "tidewire_pages_total",

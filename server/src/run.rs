@@ -178,6 +178,7 @@ fn tell_what_the_log_says(writer: &Writer, rules: &RuleSet, sender: &StatusSende
     sender.send_modify(|status| {
         status.copies = copies;
         status.high_water = writer.tail().high_water;
+        status.in_quarantine = writer.quarantine_len() as u64;
     });
 }
 

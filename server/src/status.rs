@@ -21,6 +21,8 @@ pub struct SourceStatus {
     pub trouble: Option<String>,
     /// Documents and events that could not be carried since the server started.
     pub quarantined: u64,
+    /// Documents that are in quarantine now.
+    pub in_quarantine: u64,
 }
 
 impl SourceStatus {

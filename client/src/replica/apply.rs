@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, params};
 use tidewire_protocol::Position;
 
-use super::catalog::{Side, Table};
+use super::catalog::{Catalog, Side};
+use super::quarantine;
 use super::status::now_ms;
 use super::{Applied, ReplicaError, Resume, Writer};
 use crate::page::{Page, RowRef};
@@ -147,9 +148,10 @@ impl Writer {
         side: Side,
         run: &[RowRef<'_>],
     ) -> Result<(), ReplicaError> {
-        let table = self.catalog.table(&self.conn, collection, side, self.progress.generation)?;
-        write_rows(&self.conn, table, run)?;
+        let generation = self.progress.generation;
+        write_rows(&self.conn, &mut self.catalog, collection, side, generation, run)?;
         if side == Side::Live {
+            let table = self.catalog.table(&self.conn, collection, side, generation)?;
             self.changed.rows(collection, &table.name, run.iter().map(|row| row.id));
         }
         Ok(())
@@ -239,7 +241,17 @@ impl Writer {
     }
 }
 
-fn write_rows(conn: &Connection, table: &Table, rows: &[RowRef<'_>]) -> rusqlite::Result<()> {
+/// Writes changes of one collection, in their order.
+fn write_rows(
+    conn: &Connection,
+    catalog: &mut Catalog,
+    collection: &str,
+    side: Side,
+    generation: i64,
+    rows: &[RowRef<'_>],
+) -> rusqlite::Result<()> {
+    let (has_aside, mut noted) = (catalog.has_aside, false);
+    let table = catalog.table(conn, collection, side, generation)?;
     let mut upsert = conn.prepare_cached(&table.upsert)?;
     let mut delete = conn.prepare_cached(&table.delete)?;
     let mut position = String::with_capacity(Position::TEXT_LEN);
@@ -255,7 +267,12 @@ fn write_rows(conn: &Connection, table: &Table, rows: &[RowRef<'_>]) -> rusqlite
                 delete.execute(params![row.id, position])?;
             }
         }
+        if row.quarantined.is_some() || has_aside || noted {
+            quarantine::note(conn, side, collection, row)?;
+            noted |= row.quarantined.is_some();
+        }
     }
+    catalog.has_aside |= noted;
     Ok(())
 }
 

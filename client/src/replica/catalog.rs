@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::{self, Columns};
+use super::quarantine;
 use super::schema::{RESERVED_PREFIX, create_table, quote};
 
 /// Which of a collection's two tables: the one that apps read, or the one that is being filled.
@@ -28,6 +29,8 @@ pub(crate) struct Table {
 pub(crate) struct Catalog {
     live: HashMap<String, Table>,
     shadow: HashMap<String, Table>,
+    /// Some document is in quarantine, on one side or the other.
+    pub(crate) has_aside: bool,
 }
 
 /// A row of `_tidewire_tables`.
@@ -54,7 +57,8 @@ fn shadow_name(table: &str) -> String {
 impl Catalog {
     /// The catalogue as the file has it.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
-        let mut catalog = Self::default();
+        let has_aside = quarantine::is_used(conn)?;
+        let mut catalog = Self { has_aside, ..Self::default() };
         for entry in entries(conn)? {
             if entry.live {
                 let columns = Columns::of_table(conn, &entry.table)?;

@@ -38,6 +38,7 @@ impl Source {
                     id: format!("id{id}"),
                     document: value.map(|v| format!(r#"{{"_id":"id{id}","v":{v},"f{v}":"x"}}"#)),
                     position: Position::new(time, ordinal),
+                    quarantined: value.is_none() && id % 2 == 0,
                 });
             }
         }
@@ -79,7 +80,7 @@ impl Source {
         while after < until && taken.len() < limit {
             let skip = pass.is_some_and(|(until, from_nothing)| {
                 self.superseded(after, until)
-                    || (from_nothing && self.changes[after].document.is_none())
+                    || (from_nothing && self.changes[after].is_tombstone())
             });
             if !skip {
                 taken.push(self.changes[after].clone());
@@ -98,15 +99,17 @@ impl Source {
         for change in &self.changes[..count] {
             rows.insert((change.collection.clone(), change.id.clone()), change);
         }
-        let mut out = String::new();
+        let (mut out, mut aside) = (String::new(), String::new());
         for ((collection, id), change) in rows {
-            if let Some(document) = &change.document {
-                let at = change.position;
-                writeln!(out, "{collection} {id} {document} 2026-01-01T00:00:00.000Z {at}")
-                    .unwrap();
-            }
+            let (list, what) = match &change.document {
+                Some(document) => (&mut out, document.as_str()),
+                None if change.quarantined => (&mut aside, "not UTF-8"),
+                None => continue,
+            };
+            let at = change.position;
+            writeln!(list, "{collection} {id} {what} 2026-01-01T00:00:00.000Z {at}").unwrap();
         }
-        out
+        out + &aside
     }
 }
 

@@ -8,6 +8,7 @@ mod apply;
 mod catalog;
 mod columns;
 mod open;
+mod quarantine;
 mod read;
 mod schema;
 mod staging;

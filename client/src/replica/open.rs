@@ -206,6 +206,7 @@ impl Writer {
         if bytes <= if clean { CHECK_BYTES_MAX } else { CHECK_UNCLEAN_BYTES_MAX } {
             quick_check(&conn)?;
         }
+        schema::upgrade(&conn, found)?;
         check_guards(&conn)?;
         let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
         Ok((conn, catalog, progress))
@@ -225,8 +226,9 @@ impl Writer {
         }
         self.conn.execute_batch(
             "DELETE FROM _tidewire_tables; DELETE FROM _tidewire_fields;
-             DELETE FROM _tidewire_staged; DELETE FROM _tidewire_state;
-             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 1); COMMIT; VACUUM;",
+             DELETE FROM _tidewire_staged; DELETE FROM _tidewire_set_aside;
+             DELETE FROM _tidewire_state;
+             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 2); COMMIT; VACUUM;",
         )?;
         self.conn.busy_timeout(Duration::from_secs(5))?;
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -360,7 +362,7 @@ fn quick_check(conn: &Connection) -> Result<(), ReplicaError> {
 
 /// Every table that the catalogue names must be there with its guards.
 fn check_guards(conn: &Connection) -> Result<(), ReplicaError> {
-    let sql = "SELECT 3 * (4 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
+    let sql = "SELECT 3 * (5 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
                (SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' \
                 AND substr(name, 1, 13) = '_tidewire_no_')";
     if conn.query_row(sql, [], |row| row.get(0))? { Ok(()) } else { Err(damaged("the schema")) }

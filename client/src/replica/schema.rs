@@ -5,10 +5,12 @@
 
 use rusqlite::Connection;
 
+use super::quarantine;
+
 /// `application_id` in the file's header: "TIDE".
 pub(crate) const APPLICATION_ID: u32 = 0x5449_4445;
 /// The version of the tables below.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 /// Names that begin so are ours.
 pub(crate) const RESERVED_PREFIX: &str = "_tidewire";
 /// Columns of a collection's table that are not fields.
@@ -35,7 +37,7 @@ CREATE TABLE _tidewire_state (
     valid_until_ms INTEGER NOT NULL DEFAULT 0,
     error TEXT
 );
-INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 1);
+INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 2);
 -- Which table holds which collection: a name that SQL dislikes gets another one.
 CREATE TABLE _tidewire_tables (
     collection TEXT PRIMARY KEY,
@@ -51,11 +53,11 @@ CREATE TABLE _tidewire_fields (
 -- Changes of a catch-up that is not complete; doc is NULL for a delete.
 CREATE TABLE _tidewire_staged (
     seq INTEGER PRIMARY KEY, collection TEXT NOT NULL, id TEXT NOT NULL, doc TEXT,
-    updated_at TEXT NOT NULL, position TEXT NOT NULL
+    updated_at TEXT NOT NULL, position TEXT NOT NULL, quarantined TEXT
 );
 ";
 
-const OWN_TABLE_NAMES: [&str; 4] =
+pub(crate) const OWN_TABLE_NAMES: [&str; 4] =
     ["_tidewire_state", "_tidewire_tables", "_tidewire_fields", "_tidewire_staged"];
 
 /// Makes everything that a new replica has before its first copy.
@@ -64,20 +66,28 @@ pub(crate) fn create(conn: &Connection) -> rusqlite::Result<()> {
     for name in OWN_TABLE_NAMES {
         guard(conn, name, name)?;
     }
+    quarantine::create(conn)?;
     conn.execute_batch(&status_view())?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)
+}
+
+/// Brings the tables of an older version up to this one's, in one transaction.
+pub(crate) fn upgrade(conn: &Connection, from: i64) -> rusqlite::Result<()> {
+    if from >= SCHEMA_VERSION {
+        return Ok(());
+    }
+    conn.execute_batch(
+        "BEGIN IMMEDIATE; ALTER TABLE _tidewire_staged ADD COLUMN quarantined TEXT",
+    )?;
+    quarantine::create(conn)?;
+    conn.execute("UPDATE _tidewire_state SET schema_version = ?1", [SCHEMA_VERSION])?;
+    conn.execute_batch("COMMIT")
 }
 
 /// The one row of `_tidewire_status`. A client that died says nothing any more: once its last word is
 /// too old, the row says `stopped`.
 fn status_view() -> String {
     let alive = format!("s.valid_until_ms >= {NOW_MS}");
-    let refuse = |what: &str| {
-        format!(
-            "CREATE TRIGGER _tidewire_status_{what} INSTEAD OF {what} ON _tidewire_status \
-             BEGIN SELECT RAISE(ABORT, 'read-only replica'); END;"
-        )
-    };
     format!(
         "CREATE VIEW _tidewire_status AS SELECT
             s.cursor IS NOT NULL AS initialized,
@@ -98,11 +108,20 @@ fn status_view() -> String {
             CASE WHEN s.fill_cursor IS NOT NULL THEN s.fill_rows
                 WHEN s.staged_cursor IS NOT NULL THEN s.staged_rows END AS applying
         FROM _tidewire_state s;
-        {} {} {}",
-        refuse("INSERT"),
-        refuse("UPDATE"),
-        refuse("DELETE"),
+        {}",
+        guard_view("_tidewire_status"),
     )
+}
+
+/// Refuses every write to a view.
+pub(super) fn guard_view(view: &str) -> String {
+    let refuse = |what| {
+        format!(
+            "CREATE TRIGGER {view}_{what} INSTEAD OF {what} ON {view} \
+             BEGIN SELECT RAISE(ABORT, 'read-only replica'); END;"
+        )
+    };
+    ["INSERT", "UPDATE", "DELETE"].map(refuse).concat()
 }
 
 /// Makes a collection's table; `label` is unique in the file and names its triggers.
@@ -115,7 +134,7 @@ pub(crate) fn create_table(conn: &Connection, table: &str, label: &str) -> rusql
 }
 
 /// Refuses every write to `table` by a connection that has triggers on, as all but ours have.
-fn guard(conn: &Connection, table: &str, label: &str) -> rusqlite::Result<()> {
+pub(super) fn guard(conn: &Connection, table: &str, label: &str) -> rusqlite::Result<()> {
     for what in ["INSERT", "UPDATE", "DELETE"] {
         conn.execute_batch(&format!(
             "CREATE TRIGGER {} BEFORE {what} ON {} \

@@ -5,9 +5,9 @@ use rusqlite::{Connection, params};
 
 use super::apply::{Partial, rows_of};
 use super::catalog::{self, Side};
-use super::columns;
 use super::schema::{create_table, quote};
 use super::{ReplicaError, Resume, Writer};
+use super::{columns, quarantine};
 use crate::fields::FieldScout;
 use crate::page::{Page, RowRef};
 
@@ -25,6 +25,7 @@ struct Staged {
     document: Option<String>,
     updated_at: String,
     position: String,
+    quarantined: Option<String>,
 }
 
 impl Writer {
@@ -59,6 +60,7 @@ impl Writer {
         self.conn.execute_batch(
             "UPDATE _tidewire_tables SET shadow = 0; DELETE FROM _tidewire_fields",
         )?;
+        quarantine::start_fill(&self.conn)?;
         self.progress.fill = Some(Partial::default());
         self.progress.generation += 1;
         self.catalog = catalog::Catalog::load(&self.conn)?;
@@ -91,6 +93,7 @@ impl Writer {
         self.conn.execute_batch(
             "DELETE FROM _tidewire_tables WHERE NOT live; DELETE FROM _tidewire_fields",
         )?;
+        quarantine::swap(&self.conn)?;
         self.progress.fill = None;
         // The new copy may come from another history: nothing of the old one is compared with it.
         self.progress.position = None;
@@ -103,13 +106,14 @@ impl Writer {
     /// Keeps a page of a catch-up aside.
     pub(super) fn stage(&mut self, page: &Page) -> Result<(), ReplicaError> {
         let mut insert = self.conn.prepare_cached(
-            "INSERT INTO _tidewire_staged (collection, id, doc, updated_at, position) \
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO _tidewire_staged (collection, id, doc, updated_at, position, quarantined) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         for row in page.rows() {
             let name = &page.collections()[row.collection].name;
             let position = row.position.to_string();
-            insert.execute(params![name, row.id, row.document, row.updated_at, position])?;
+            let (id, document, reason) = (row.id, row.document, row.quarantined);
+            insert.execute(params![name, id, document, row.updated_at, position, reason])?;
         }
         let staged = self.progress.staged.get_or_insert_default();
         staged.cursor.clone_from(&page.head().cursor);
@@ -150,6 +154,7 @@ impl Writer {
                 document: row.document.as_deref(),
                 updated_at: &row.updated_at,
                 position: row.position.parse().map_err(|_| damaged("a staged position"))?,
+                quarantined: row.quarantined.as_deref(),
             });
         }
         let (catalog, conn) = (&mut self.catalog, &self.conn);
@@ -215,7 +220,7 @@ impl Writer {
 
 fn read_staged(conn: &Connection, after: i64) -> rusqlite::Result<(Vec<Staged>, i64)> {
     let mut statement = conn.prepare_cached(
-        "SELECT seq, collection, id, doc, updated_at, position FROM _tidewire_staged \
+        "SELECT seq, collection, id, doc, updated_at, position, quarantined FROM _tidewire_staged \
          WHERE seq > ?1 ORDER BY seq LIMIT ?2",
     )?;
     let mut last = after;
@@ -227,6 +232,7 @@ fn read_staged(conn: &Connection, after: i64) -> rusqlite::Result<(Vec<Staged>, 
             document: row.get(3)?,
             updated_at: row.get(4)?,
             position: row.get(5)?,
+            quarantined: row.get(6)?,
         })
     })?;
     let rows = rows.collect::<Result<_, _>>()?;

@@ -17,17 +17,30 @@ pub(crate) struct Made {
     pub(crate) id: String,
     pub(crate) document: Option<String>,
     pub(crate) position: Position,
+    pub(crate) quarantined: bool,
+}
+
+impl Made {
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.document.is_none() && !self.quarantined
+    }
 }
 
 pub(crate) fn upsert(collection: &str, id: &str, at: u64, document: &str) -> Made {
     let position = Position::new(at, 0);
     let document = Some(document.to_owned());
-    Made { collection: collection.into(), id: id.into(), document, position }
+    Made { collection: collection.into(), id: id.into(), document, position, quarantined: false }
+}
+
+/// Its document goes into quarantine.
+pub(crate) fn quarantined(collection: &str, id: &str, at: u64) -> Made {
+    Made { quarantined: true, ..delete(collection, id, at) }
 }
 
 pub(crate) fn delete(collection: &str, id: &str, at: u64) -> Made {
     let position = Position::new(at, 0);
-    Made { collection: collection.into(), id: id.into(), document: None, position }
+    let (collection, id) = (collection.into(), id.into());
+    Made { collection, id, document: None, position, quarantined: false }
 }
 
 /// The text of a page; `checkpoint` is its last position.
@@ -45,8 +58,10 @@ pub(crate) fn page_text(changes: &[Made], cursor: &str, has_more: bool, complete
             change.position,
         )
         .unwrap();
-        if let Some(document) = &change.document {
-            write!(list, r#","payload":{document}"#).unwrap();
+        match (&change.document, change.quarantined) {
+            (Some(document), _) => write!(list, r#","payload":{document}"#).unwrap(),
+            (None, true) => list.push_str(r#","quarantined":"not UTF-8""#),
+            (None, false) => {}
         }
         list.push('}');
     }
@@ -91,6 +106,13 @@ pub(crate) fn dump(conn: &Connection) -> String {
             let cell = |at| row.get::<_, String>(at).unwrap();
             writeln!(out, "{collection} {} {} {} {}", cell(0), cell(1), cell(2), cell(3)).unwrap();
         }
+    }
+    let mut aside = conn.prepare("SELECT * FROM _tidewire_quarantine ORDER BY 1, 2").unwrap();
+    let mut rows = aside.query([]).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let cell = |at| row.get::<_, String>(at).unwrap();
+        let (at, position) = (cell(3), cell(4));
+        writeln!(out, "{} {} {} {at} {position}", cell(0), cell(1), cell(2)).unwrap();
     }
     out
 }

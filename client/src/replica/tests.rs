@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::testing::{delete, dump, identity, open, page, stranger, upsert};
+use super::testing::{delete, dump, identity, open, page, quarantined, stranger, upsert};
 use super::{Replica, ReplicaError, Writer};
 use crate::status::{State, TransportName};
 
@@ -106,12 +106,14 @@ fn a_write_by_anybody_else_is_refused_by_the_file() {
         "UPDATE _tidewire_status SET state = 'live'",
         "DELETE FROM _tidewire_status",
         "INSERT INTO _tidewire_status (state) VALUES ('live')",
+        "DELETE FROM _tidewire_set_aside",
+        "INSERT INTO _tidewire_quarantine (reason) VALUES ('x')",
     ];
     for sql in writes {
         let before = dump(&other);
         // A delete of no rows has nothing to refuse.
         match other.execute(sql, []) {
-            Ok(0) => assert!(sql.contains("_fields")),
+            Ok(0) => assert!(sql.contains("_fields") || sql.contains("_set_aside")),
             Ok(_) => panic!("{sql} was let through"),
             Err(error) => assert_eq!(error.to_string(), "read-only replica", "{sql}"),
         }
@@ -330,7 +332,12 @@ fn filled(path: &Path) {
 fn a_damaged_file_is_made_anew_and_never_served() {
     let (_folder, path) = place();
     // The header, the schema, rows, the end; and a file that was cut.
-    for place in [0_usize, 20, 100, 5_000, 40_000] {
+    filled(&path);
+    let bytes = std::fs::read(&path).unwrap();
+    let schema = b"CREATE TABLE _tidewire_state";
+    let schema = bytes.windows(schema.len()).position(|found| found == schema).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for place in [0_usize, 20, 100, schema - 1_000, 40_000] {
         filled(&path);
         let mut bytes = std::fs::read(&path).unwrap();
         for byte in &mut bytes[place..place + 2_000] {
@@ -401,4 +408,64 @@ fn a_rebuilt_replica_gives_the_space_back() {
     writer.apply(&page(&rows[..10], "q", false, true)).unwrap();
     writer.close(None).unwrap();
     assert!(bytes() < large / 2, "{} of {large}", bytes());
+}
+
+/// What readers see of the quarantine.
+fn quarantine(conn: &Connection) -> Vec<String> {
+    let sql =
+        "SELECT collection || ' ' || _id || ': ' || reason FROM _tidewire_quarantine ORDER BY 1";
+    let mut statement = conn.prepare(sql).unwrap();
+    let rows = statement.query_map([], |row| row.get(0)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn a_document_in_quarantine_is_missing_and_named_until_it_is_well_again_or_gone() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    let reader = stranger(&path);
+    let users = |id, at| upsert("users", id, at, r#"{"n":1}"#);
+    writer.apply(&page(&[users("a", 1), users("b", 2)], "p1", false, true)).unwrap();
+    let aside = [quarantined("users", "a", 3), quarantined("users", "b", 4)];
+    writer.apply(&page(&aside, "p2", false, true)).unwrap();
+    let both = ["users a: not UTF-8", "users b: not UTF-8"];
+    assert_eq!(one::<i64>(&reader, "SELECT count(*) FROM users"), 0);
+    assert_eq!(quarantine(&reader), both);
+    // A page applied again, and a copy that is not complete, change nothing.
+    writer.apply(&page(&aside[..1], "p2", false, true)).unwrap();
+    writer.begin_fill().unwrap();
+    writer.apply(&page(&[users("c", 1)], "f1", true, false)).unwrap();
+    assert_eq!(quarantine(&reader), both);
+    writer.apply(&page(&aside[..1], "f2", false, true)).unwrap();
+    assert_eq!(quarantine(&reader), both[..1], "the copy's own");
+    // A catch-up that is moved in one.
+    writer.apply(&page(&[users("a", 5)], "c1", true, false)).unwrap();
+    writer.apply(&page(&[quarantined("users", "c", 6)], "c2", true, false)).unwrap();
+    assert_eq!(quarantine(&reader), both[..1]);
+    writer.apply(&page(&[], "c3", false, true)).unwrap();
+    assert_eq!(quarantine(&reader), ["users c: not UTF-8"]);
+    drop(writer);
+    let mut writer = open(&path);
+    writer.apply(&page(&[delete("users", "c", 7)], "p3", false, true)).unwrap();
+    assert_eq!(quarantine(&reader), [""; 0]);
+}
+
+#[test]
+fn a_replica_of_an_older_version_is_taken_over_as_it_is() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("users", "a", 1, r#"{"n":1}"#)], "p1", false, true)).unwrap();
+    drop(writer);
+    let old = stranger(&path);
+    old.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
+    old.execute_batch(
+        "DROP VIEW _tidewire_quarantine; DROP TABLE _tidewire_set_aside;
+         ALTER TABLE _tidewire_staged DROP COLUMN quarantined;
+         UPDATE _tidewire_state SET schema_version = 1",
+    )
+    .unwrap();
+    let mut writer = open(&path);
+    assert_eq!(writer.resume().since, "p1");
+    writer.apply(&page(&[quarantined("users", "a", 2)], "p2", false, true)).unwrap();
+    assert_eq!(quarantine(&old), ["users a: not UTF-8"]);
 }

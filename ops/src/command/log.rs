@@ -1,4 +1,6 @@
-//! `log stat | dump | compact | backup`: a change log's folder, with or without its server running.
+//! `log stat | dump | quarantine | compact | backup`: a change log's folder, with or without its server running.
+
+mod quarantine;
 
 use std::io::{BufWriter, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,8 @@ pub(super) enum Log {
     Stat(Folder),
     /// Every change in the log, one JSON object a line, documents in canonical Extended JSON
     Dump(Dump),
+    /// The documents that can't be carried: which, why, how large, since when
+    Quarantine(quarantine::Quarantine),
     /// Drop superseded changes and tombstones that are older than the retention; the server must not run
     Compact(Compact),
     /// Copy the log into a new file, also while the server writes
@@ -75,6 +79,7 @@ impl Log {
         tokio::task::spawn_blocking(move || match self {
             Self::Stat(folder) => stat(&folder.data_dir),
             Self::Dump(dump) => dump.run(),
+            Self::Quarantine(quarantine) => quarantine.run(),
             Self::Compact(compact) => compact.run(),
             Self::Backup(backup) => backup.run(),
         })
@@ -164,6 +169,10 @@ fn write_entry(entry: &Entry<'_>, line: &mut Vec<u8>) {
     write_time_ms(entry.wall_time_ms, line);
     line.extend_from_slice(format!(r#"","type":"{kind}","collection":"#).as_bytes());
     write_json_string(entry.collection, line);
+    if let Some(reason) = entry.set_aside {
+        line.extend_from_slice(br#","quarantined":"#);
+        write_json_string(reason, line);
+    }
     line.extend_from_slice(br#","document":"#);
     let start = line.len();
     if write_ejson(document, &Exclude::none(), line).is_err() {

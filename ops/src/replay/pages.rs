@@ -103,6 +103,10 @@ impl Page {
             out.extend_from_slice(br#","payload":"#);
             write_json(document, sight.exclude(entry.collection), out).ok()?;
         }
+        if let Some(reason) = entry.set_aside {
+            out.extend_from_slice(br#","quarantined":"#);
+            write_json_string(reason, out);
+        }
         out.extend_from_slice(br#","updatedAt":""#);
         write_time_ms(entry.wall_time_ms, out);
         out.extend_from_slice(format!(r#"","position":"{}"}}"#, entry.position).as_bytes());

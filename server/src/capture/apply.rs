@@ -1,15 +1,15 @@
 //! Change events into changes: whole documents, tombstones, and what happens to whole collections.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bson::RawDocumentBuf;
-use bson::raw::{RawBsonRef, RawDocument};
+use bson::raw::RawDocument;
 use tidewire_protocol::Position;
-use tidewire_protocol::key::mongo_id;
 
 use super::decode::{Event, Operation};
 use super::patch::Changed;
-use super::quarantine::{DOCUMENT_BYTES_MAX, Defect, ID_BYTES_MAX, check, set_aside};
+use super::quarantine::{DOCUMENT_BYTES_MAX, Defect, check, checked_id};
 use super::reads::{At, id_document};
 use super::source::Ended;
 use super::tail::{Awaited, Tail};
@@ -19,8 +19,6 @@ use crate::log::{Body, Channels, CopyState, Latest, LogError, NewChange, sort_ke
 pub(super) const AWAITED_MAX: usize = 100_000;
 /// Keys looked up at a time when a whole collection goes.
 const KEYS_MAX: usize = 4_096;
-/// Characters of a key that are logged.
-const KEY_SHOWN_MAX: usize = 200;
 
 /// Where a change stands and whose it is.
 #[derive(Clone, Copy, Debug)]
@@ -72,41 +70,26 @@ impl Tail {
                     None => self.take_document(at, document)?,
                 }
             }
-            Operation::Update { key, description } => {
-                if let Some(key) = self.key(at, key)? {
-                    self.update(at, key, description)?;
-                }
-            }
-            Operation::Delete { key } => {
-                if let Some((key, id)) = self.key(at, key)? {
-                    self.take_delete(at, key, &id)?;
-                }
-            }
+            Operation::Update { key, description } => match checked_id(key) {
+                Ok(id) => self.update(at, (sort_key(id), id_document(id)), description)?,
+                Err(defect) => self.set_aside(at, key, 0, defect)?,
+            },
+            Operation::Delete { key } => match checked_id(key) {
+                Ok(id) => self.take_delete(at, sort_key(id), &id_document(id))?,
+                Err(_) => self.forget_unknown(at.collection, key)?,
+            },
             _ => {}
         }
         Ok(())
-    }
-
-    /// The log's key of an event's `documentKey`, and `{_id: …}`. `None`: it was set aside.
-    fn key(
-        &mut self,
-        at: Place,
-        document_key: &RawDocument,
-    ) -> Result<Option<(Vec<u8>, RawDocumentBuf)>, LogError> {
-        match checked_id(document_key) {
-            Ok(id) => Ok(Some((sort_key(id), id_document(id)))),
-            Err(defect) => {
-                self.set_aside(at, None, defect)?;
-                Ok(None)
-            }
-        }
     }
 
     /// The document is this after the change.
     fn take_document(&mut self, at: Place, document: &RawDocument) -> Result<(), LogError> {
         let id = match checked_id(document) {
             Ok(id) => id,
-            Err(defect) => return self.set_aside(at, readable_id(document), defect),
+            Err(defect) => {
+                return self.set_aside(at, document, document.as_bytes().len(), defect);
+            }
         };
         let key = sort_key(id);
         if self.is_exact_now(at.collection, &key) {
@@ -250,7 +233,7 @@ impl Tail {
     ) -> Result<(), LogError> {
         match checked {
             Ok(()) => self.upsert(at, key, document),
-            Err(defect) => self.set_aside(at, readable_id(document), defect),
+            Err(defect) => self.set_aside(at, document, document.as_bytes().len(), defect),
         }
     }
 
@@ -280,28 +263,6 @@ impl Tail {
         !self.exact_now.is_empty() && self.exact_now.contains(&(collection, key.to_vec()))
     }
 
-    /// Sets a document aside. What the log has of it is no longer what the source has, so it is taken
-    /// back: rather nothing than something wrong.
-    pub(super) fn set_aside(
-        &mut self,
-        at: Place,
-        id: Option<RawBsonRef<'_>>,
-        defect: Defect,
-    ) -> Result<(), LogError> {
-        let shown = id.map_or_else(|| "unreadable".to_owned(), mongo_id);
-        let shown: String = shown.chars().take(KEY_SHOWN_MAX).collect();
-        let tracked = &self.tracked[at.collection];
-        set_aside(&self.status, &tracked.name, &shown, at.position, defect);
-        let Some(id) = id else { return Ok(()) };
-        let key = sort_key(id);
-        let known = self.writer.latest(tracked.id, &key)?;
-        if known.is_some_and(|latest| latest.document.is_some()) {
-            self.append_delete(at, &key, &id_document(id))?;
-        }
-        self.awaited.remove(&(at.collection, key));
-        Ok(())
-    }
-
     /// The collection is gone at the event's time: every document of it is deleted, in its commit. What
     /// is in it later comes as changes, so its copy is done.
     fn empty(&mut self, collection: usize, event: &Event<'_>) -> Result<(), Ended> {
@@ -311,8 +272,7 @@ impl Tail {
             let keys = self.writer.keys_between(id, after.as_deref(), None, KEYS_MAX)?;
             for entry in keys.iter().filter(|entry| entry.live) {
                 let latest = self.writer.latest(id, &entry.key)?;
-                let document = latest.and_then(|latest| latest.document);
-                let Some(document) = document else { continue };
+                let Some(document) = latest.as_ref().and_then(Latest::held) else { continue };
                 let Ok(Some(id)) = document.get("_id") else { continue };
                 let position = self.next_position();
                 let at = Place { collection, position, wall_time_ms: event.wall_time_ms };
@@ -324,6 +284,7 @@ impl Tail {
             }
         }
         self.awaited.retain(|(of, _), _| *of != collection);
+        self.dirty |= self.writer.keep_unknown(id, &HashSet::new())? > 0;
         let tracked = &mut self.tracked[collection];
         tracked.chunks_not_before = event.cluster_time;
         if !tracked.copy.finished {
@@ -363,24 +324,6 @@ fn check_patched(document: &RawDocument, description: &RawDocument) -> Result<()
     check(description.as_bytes())
 }
 
-/// The `_id` of a document that is well-formed throughout.
-pub(super) fn checked_id(document: &RawDocument) -> Result<RawBsonRef<'_>, Defect> {
-    check(document.as_bytes())?;
-    let id = document.get("_id").map_err(|_| Defect::Malformed)?.ok_or(Defect::NoId)?;
-    // The whole bounds the part.
-    if document.as_bytes().len() > ID_BYTES_MAX && id_document(id).as_bytes().len() > ID_BYTES_MAX {
-        return Err(Defect::IdTooLarge);
-    }
-    Ok(id)
-}
-
-/// The `_id` of a document that is not well-formed, where at least that can be read and carried.
-pub(super) fn readable_id(document: &RawDocument) -> Option<RawBsonRef<'_>> {
-    let id = document.get("_id").ok()??;
-    let alone = id_document(id);
-    (alone.as_bytes().len() <= ID_BYTES_MAX && check(alone.as_bytes()).is_ok()).then_some(id)
-}
-
 /// The document with `_id` first; `None` where it is first already, or can't be found.
 fn id_first(document: &RawDocument) -> Option<RawDocumentBuf> {
     let first = document.iter_elements().next()?.ok()?;
@@ -410,14 +353,5 @@ mod tests {
         assert_eq!(id_first(&rawdoc! { "_id": 7, "a": 1 }), None);
         assert_eq!(id_first(&rawdoc! { "a": 1 }), None);
         assert_eq!(id_first(&rawdoc! {}), None);
-    }
-
-    #[test]
-    fn an_id_that_the_stream_can_not_carry_is_found_and_a_large_document_is_not_taken_for_one() {
-        let large = "x".repeat(ID_BYTES_MAX);
-        let defect = checked_id(&rawdoc! { "_id": large.as_str() }).unwrap_err();
-        assert_eq!(defect, Defect::IdTooLarge);
-        assert!(checked_id(&rawdoc! { "_id": 1, "large": large.as_str() }).is_ok());
-        assert_eq!(checked_id(&rawdoc! { "a": 1 }).unwrap_err(), Defect::NoId);
     }
 }

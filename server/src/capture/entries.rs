@@ -77,6 +77,6 @@ pub(super) fn entry_of(
     Ok(writer.latest(collection, key)?.map(|latest| KeyEntry {
         key: key.to_vec(),
         position: latest.position,
-        live: latest.document.is_some(),
+        live: latest.held().is_some(),
     }))
 }

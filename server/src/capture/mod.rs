@@ -11,6 +11,7 @@
 //! by [`crate::retry`] where the next one starts. So there is no state to repair: only the log's.
 
 mod apply;
+mod aside;
 mod commits;
 mod connect;
 mod copier;

@@ -3,15 +3,23 @@
 
 use std::str::from_utf8;
 
-use tidewire_protocol::Position;
+use bson::RawDocumentBuf;
+use bson::raw::{RawBsonRef, RawDocument};
+use sha2::{Digest, Sha256};
+use tidewire_protocol::key::mongo_id;
+use tidewire_protocol::raw::Elements;
 
-use crate::status::StatusSender;
+use super::reads::id_document;
+use crate::log::sort_key;
 
 /// An `_id` of more bytes is not carried: the stream's event holds it three times (in its token twice,
 /// as hex) beside the document, and beyond 16 MB MongoDB ends the stream.
 pub(super) const ID_BYTES_MAX: usize = 3_500_000;
 /// A document of more bytes is not carried: MongoDB's own bound.
 pub(super) const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of the digest of an `_id` that is not known, and of its beginning that is shown.
+const DIGEST_BYTES: usize = 16;
+const SHOWN_BYTES_MAX: usize = 100;
 /// MongoDB lets documents nest 179 levels deep where they are written, 200 in its own.
 const DEPTH_MAX: usize = 200;
 
@@ -41,16 +49,73 @@ pub(super) enum Defect {
     Event(&'static str),
 }
 
-/// Says that a document was set aside. Keys may be logged, documents never.
-pub(super) fn set_aside(
-    status: &StatusSender,
-    collection: &str,
-    key: &str,
-    position: Position,
-    defect: Defect,
-) {
-    tracing::warn!(collection, key, %position, reason = %defect, "quarantined: not carried");
-    status.send_modify(|status| status.quarantined += 1);
+/// What is known of the `_id` of a document that can't be carried.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Known {
+    /// The document has a key of the log; `id` is `{_id: …}`.
+    Key { key: Vec<u8>, id: RawDocumentBuf, shown: String },
+    /// It has none: its `_id` is no BSON, no text or too large. `digest` tells it from others.
+    Digest { digest: Vec<u8>, shown: String },
+}
+
+impl Known {
+    /// What can be known of the `_id` of `document`, which may be an event's `documentKey`.
+    pub(super) fn of(document: &RawDocument) -> Self {
+        match readable_id(document) {
+            Some(id) => Self::Key { key: sort_key(id), id: id_document(id), shown: mongo_id(id) },
+            None => Self::digest_of(document.as_bytes()),
+        }
+    }
+
+    /// Of the bytes of the `_id`, or of all of them where none can be found.
+    pub(super) fn digest_of(document: &[u8]) -> Self {
+        let id = raw_id(document);
+        let digest = Sha256::digest(id.unwrap_or(document))[..DIGEST_BYTES].to_vec();
+        let shown = id.map_or_else(
+            || "unknown".to_owned(),
+            |id| {
+                let start = &id[..id.len().min(SHOWN_BYTES_MAX)];
+                format!("{} ({} bytes)", String::from_utf8_lossy(start).escape_debug(), id.len())
+            },
+        );
+        Self::Digest { digest, shown }
+    }
+
+    /// For people.
+    pub(super) fn shown(&self) -> &str {
+        match self {
+            Self::Key { shown, .. } | Self::Digest { shown, .. } => shown,
+        }
+    }
+}
+
+/// The value of a document's `_id` as it lies there.
+fn raw_id(document: &[u8]) -> Option<&[u8]> {
+    let mut elements = Elements::of(document).ok()?;
+    while let Ok(Some(element)) = elements.step() {
+        if element.name == b"_id" {
+            return Some(element.value);
+        }
+    }
+    None
+}
+
+/// The `_id` of a document that is well-formed throughout.
+pub(super) fn checked_id(document: &RawDocument) -> Result<RawBsonRef<'_>, Defect> {
+    check(document.as_bytes())?;
+    let id = document.get("_id").map_err(|_| Defect::Malformed)?.ok_or(Defect::NoId)?;
+    // The whole bounds the part.
+    if document.as_bytes().len() > ID_BYTES_MAX && id_document(id).as_bytes().len() > ID_BYTES_MAX {
+        return Err(Defect::IdTooLarge);
+    }
+    Ok(id)
+}
+
+/// The `_id` of a document that is not well-formed, where at least that can be read and carried.
+fn readable_id(document: &RawDocument) -> Option<RawBsonRef<'_>> {
+    let id = document.get("_id").ok()??;
+    let alone = id_document(id);
+    (alone.as_bytes().len() <= ID_BYTES_MAX && check(alone.as_bytes()).is_ok()).then_some(id)
 }
 
 /// Walks `bytes` as one BSON document and says what would stop a later reader. About 0.2 µs for 500
@@ -164,6 +229,33 @@ mod tests {
             "": "an empty name", "$odd.name": 1,
         };
         assert_eq!(check(&document.to_vec().unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn an_id_that_the_stream_can_not_carry_is_found_and_a_large_document_is_not_taken_for_one() {
+        let large = "x".repeat(ID_BYTES_MAX);
+        let defect = checked_id(&rawdoc! { "_id": large.as_str() }).unwrap_err();
+        assert_eq!(defect, Defect::IdTooLarge);
+        assert!(checked_id(&rawdoc! { "_id": 1, "large": large.as_str() }).is_ok());
+        assert_eq!(checked_id(&rawdoc! { "a": 1 }).unwrap_err(), Defect::NoId);
+    }
+
+    #[test]
+    fn documents_without_a_readable_id_are_told_apart_by_it_and_by_nothing_else() {
+        let dirty = |id: &str, more: i32| {
+            let mut bytes = rawdoc! { "_id": id, "more": more }.into_bytes();
+            let at = bytes.windows(5).position(|w| w == b"dirty").unwrap();
+            bytes[at] = 0xff;
+            RawDocumentBuf::from_bytes(bytes).unwrap()
+        };
+        let known = Known::of(&dirty("dirty one", 1));
+        assert!(matches!(&known, Known::Digest { shown, .. } if shown.contains("irty one")));
+        assert_eq!(known, Known::of(&dirty("dirty one", 2)));
+        assert_ne!(known, Known::of(&dirty("dirty two", 1)));
+        let large = Known::of(&rawdoc! { "_id": "x".repeat(ID_BYTES_MAX) });
+        assert!(matches!(&large, Known::Digest { shown, .. } if shown.len() < 200), "{large:?}");
+        let Known::Key { id, .. } = Known::of(&rawdoc! { "_id": 7 }) else { panic!() };
+        assert_eq!(id, rawdoc! { "_id": 7 });
     }
 
     #[test]

@@ -9,22 +9,22 @@ use bson::RawDocumentBuf;
 use bson::raw::RawDocument;
 use tidewire_protocol::Position;
 
-use super::apply::{Place, checked_id, readable_id};
+use super::apply::Place;
 use super::copier::Chunk;
 use super::entries::{Entries, entry_of};
-use super::quarantine::check;
+use super::quarantine::{Defect, Known, checked_id};
 use super::reads::{At, IDS_MAX, id_document};
 use super::source::Ended;
 use super::tail::Tail;
 use super::walk::{CheckReport, Walk};
-use crate::log::{KeyEntry, LogError, sort_key};
+use crate::log::{KeyEntry, Latest, LogError, sort_key};
 
 /// The source no longer holds a time that a comparison needs: the chunk is read again, later.
 struct TooOld;
 
 /// What a comparison found.
 #[derive(Clone, Copy, Debug, Default)]
-struct Found {
+struct Compared {
     /// Documents of the source.
     documents: u64,
     /// Those that the log did not have so.
@@ -66,9 +66,10 @@ impl Tail {
         &mut self,
         collection: usize,
         chunk: &Chunk,
-    ) -> Result<Result<Found, TooOld>, Ended> {
+    ) -> Result<Result<Compared, TooOld>, Ended> {
         let (done, limit) = self.bounds();
-        let read = self.readable(collection, chunk)?;
+        let mut found = Compared::default();
+        let read = self.met(collection, chunk, &mut found)?;
         let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0);
         if !ascending {
             let name = &self.tracked[collection].name;
@@ -79,21 +80,21 @@ impl Tail {
             (!ascending || Some(key) > done.as_ref()) && limit.as_ref().is_none_or(|l| key <= l)
         });
         let fresh: Vec<_> = fresh.collect();
-        let end = read.last().map(|(key, document)| (key.clone(), *document));
+        let end = read.last().and_then(|(key, met)| Some((key.clone(), met.id()?)));
         let through = match (if chunk.last { None } else { end.as_ref() }, limit) {
             (Some((end, _)), Some(limit)) => Some(limit.min(end.clone())),
             (end, limit) => limit.or(end.map(|(end, _)| end.clone())),
         };
 
         let id = self.tracked[collection].id;
-        let mut found = Found { documents: fresh.len() as u64, ..Found::default() };
+        found.documents = fresh.len() as u64;
         // Without an order there is no telling what vanished.
         let mut entries = match ascending {
             true => Entries::new(id, done.clone(), through.clone()),
             false => Entries::none(id),
         };
         let mut vanished = Vec::new();
-        for (key, document) in &fresh {
+        for (key, met) in &fresh {
             while let Some(entry) = entries.next_before(&mut self.writer, key)? {
                 self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
             }
@@ -101,7 +102,7 @@ impl Tail {
                 true => entries.next_if(&mut self.writer, key)?,
                 false => entry_of(&mut self.writer, id, key)?,
             };
-            let differs = self.compare_one(collection, chunk.time, known, key, document)?;
+            let differs = self.compare_one(collection, chunk.time, known, key, met)?;
             found.upserted += u64::from(differs);
             match self.delete_vanished(collection, chunk.time, &mut vanished, IDS_MAX)? {
                 Ok(deleted) => found.deleted += deleted,
@@ -158,19 +159,11 @@ impl Tail {
         let mut seen = HashSet::new();
         for document in &there {
             report.documents += 1;
-            match checked_id(document) {
-                Ok(found) => {
-                    let key = sort_key(found);
-                    let known = entry_of(&mut self.writer, id, &key)?;
-                    let differs = self.compare_one(collection, now, known, &key, document)?;
-                    report.upserted += u64::from(differs);
-                    seen.insert(key);
-                }
-                Err(defect) => {
-                    seen.extend(readable_id(document).map(sort_key));
-                    let place = self.place(collection);
-                    self.set_aside(place, readable_id(document), defect)?;
-                }
+            if let (Some(key), met) = Met::of(document) {
+                let known = entry_of(&mut self.writer, id, &key)?;
+                let differs = self.compare_one(collection, now, known, &key, &met)?;
+                report.upserted += u64::from(differs);
+                seen.insert(key);
             }
         }
         for gone in &ids {
@@ -189,23 +182,26 @@ impl Tail {
         Ok(Some(report))
     }
 
-    /// The chunk's documents with their keys; what can't be carried is set aside.
-    fn readable<'a>(
+    /// The chunk's documents with their keys; those whose key can't be known are set aside.
+    fn met<'a>(
         &mut self,
         collection: usize,
         chunk: &'a Chunk,
-    ) -> Result<Vec<(Vec<u8>, &'a RawDocument)>, LogError> {
-        let mut found = Vec::new();
+        found: &mut Compared,
+    ) -> Result<Vec<(Vec<u8>, Met<'a>)>, LogError> {
+        let mut all = Vec::new();
         for document in chunk.reply.documents() {
-            match checked_id(document) {
-                Ok(id) => found.push((sort_key(id), document)),
-                Err(defect) => {
+            match Met::of(document) {
+                (Some(key), met) => all.push((key, met)),
+                (None, Met::Odd { known, size, defect }) => {
                     let place = self.place(collection);
-                    self.set_aside(place, readable_id(document), defect)?;
+                    let is_new = self.found_aside(place, &known, size, defect)?;
+                    found.upserted += u64::from(is_new);
                 }
+                (None, Met::Whole(_)) => {}
             }
         }
-        Ok(found)
+        Ok(all)
     }
 
     /// Appends the document where the log has not got it so. True: it had not.
@@ -215,7 +211,7 @@ impl Tail {
         time: u64,
         known: Option<KeyEntry>,
         key: &[u8],
-        document: &RawDocument,
+        met: &Met<'_>,
     ) -> Result<bool, LogError> {
         if known.as_ref().is_some_and(|entry| entry.position.cluster_time > time) {
             return Ok(false);
@@ -226,12 +222,20 @@ impl Tail {
         {
             return Ok(false);
         }
-        if known.is_some() && self.is_known(collection, key, document)? {
-            return Ok(false);
+        match met {
+            Met::Whole(document) => {
+                if known.is_some() && self.is_known(collection, key, document)? {
+                    return Ok(false);
+                }
+                let place = self.place(collection);
+                self.append_document(place, key, document)?;
+                Ok(true)
+            }
+            Met::Odd { known, size, defect } => {
+                let place = self.place(collection);
+                self.found_aside(place, known, *size, *defect)
+            }
         }
-        let place = self.place(collection);
-        self.append_document(place, key, document)?;
-        Ok(true)
     }
 
     /// The log has this very document, under today's rules.
@@ -261,8 +265,8 @@ impl Tail {
             return Ok(());
         }
         let latest = self.writer.latest(self.tracked[collection].id, &entry.key)?;
-        let document = latest.and_then(|latest| latest.document);
-        if let Some(Ok(Some(id))) = document.as_ref().map(|document| document.get("_id")) {
+        let held = latest.as_ref().and_then(Latest::held);
+        if let Some(Ok(Some(id))) = held.map(|document| document.get("_id")) {
             vanished.push((entry.key, id_document(id)));
         }
         Ok(())
@@ -340,13 +344,11 @@ impl Tail {
             };
             for document in &found {
                 let place = self.place(collection);
-                match check(document.as_bytes()).map(|()| document.get("_id")) {
-                    Ok(Ok(Some(id))) => {
-                        let key = sort_key(id);
-                        self.append_document(place, &key, document)?;
+                match checked_id(document) {
+                    Ok(id) => self.append_document(place, &sort_key(id), document)?,
+                    Err(defect) => {
+                        self.set_aside(place, document, document.as_bytes().len(), defect)?;
                     }
-                    Ok(_) => {}
-                    Err(defect) => self.set_aside(place, readable_id(document), defect)?,
                 }
             }
         }
@@ -362,5 +364,41 @@ impl Tail {
         self.reconciled = position;
         // The source does not tell when it was written; this is when it was seen.
         Place { collection, position, wall_time_ms: i64::from(position.unix_seconds()) * 1_000 }
+    }
+}
+
+/// A document of the source, as it was read.
+enum Met<'a> {
+    Whole(&'a RawDocument),
+    /// It can't be carried.
+    Odd {
+        known: Known,
+        size: usize,
+        defect: Defect,
+    },
+}
+
+impl<'a> Met<'a> {
+    /// The document with its key, where that can be known: always where it is whole.
+    fn of(document: &'a RawDocument) -> (Option<Vec<u8>>, Self) {
+        let defect = match checked_id(document) {
+            Ok(id) => return (Some(sort_key(id)), Self::Whole(document)),
+            Err(defect) => defect,
+        };
+        let known = Known::of(document);
+        let key = match &known {
+            Known::Key { key, .. } => Some(key.clone()),
+            Known::Digest { .. } => None,
+        };
+        (key, Self::Odd { known, size: document.as_bytes().len(), defect })
+    }
+
+    /// `{_id: …}`.
+    fn id(&self) -> Option<RawDocumentBuf> {
+        match self {
+            Self::Whole(document) => document.get("_id").ok().flatten().map(id_document),
+            Self::Odd { known: Known::Key { id, .. }, .. } => Some(id.clone()),
+            Self::Odd { .. } => None,
+        }
     }
 }

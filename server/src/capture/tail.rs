@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::commits::{Mark, whole};
 use super::copier::{Chunk, Order};
 use super::decode::{Event, Undecodable, token_time};
-use super::quarantine::{Defect, set_aside};
+use super::quarantine::Defect;
 use super::reads::Reads;
 use super::reply::Batch;
 use super::source::Ended;
@@ -115,6 +115,10 @@ pub(super) struct Tail {
     pub(super) walk: Option<Walk>,
     /// Checks that follow.
     pub(super) owed: Owed,
+    /// Documents without a known key that the walk under way has come upon, where it goes through all
+    /// of a collection: what else is listed of that kind is gone. At most
+    /// [`crate::log::QUARANTINE_MAX`].
+    pub(super) unknown_seen: Option<HashSet<Vec<u8>>>,
     pub(super) generation: u64,
     checks: CheckOrders,
     /// Waits for the tail to reach its time.
@@ -164,6 +168,7 @@ impl Tail {
             high_water: parts.high_water,
             walk: None,
             owed: Owed::new(),
+            unknown_seen: None,
             generation: 0,
             checks: parts.checks,
             held: None,
@@ -377,7 +382,8 @@ impl Tail {
         if let Err(undecodable) = event {
             let position = self.next_position();
             let defect = Defect::Event(undecodable.part);
-            set_aside(&self.status, undecodable.collection, "unknown", position, defect);
+            let token = undecodable.token.map_or(&[][..], bson::raw::RawDocument::as_bytes);
+            self.set_aside_event(position, undecodable.collection, token, defect)?;
         }
         Ok(())
     }
@@ -430,9 +436,11 @@ impl Tail {
 
     fn tell(&self, operation_time: u64) {
         let high_water = self.stands.high_water;
+        let in_quarantine = self.writer.quarantine_len() as u64;
         self.status.send_modify(|status| {
             status.operation_time = status.operation_time.max(operation_time);
             status.high_water = high_water;
+            status.in_quarantine = in_quarantine;
             status.heard_at_ms = SourceStatus::now_ms();
             status.trouble = None;
         });

@@ -14,15 +14,13 @@
 //! right: it is served meanwhile, what differs is mended, and whoever asked is told; it ends with the
 //! run. Copies go first: a collection that has to be copied ends its check.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bson::RawDocumentBuf;
-use bson::raw::RawDocument;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::copier::{Chunk, Order};
-use super::reads::id_document;
 use super::tail::Tail;
 use crate::log::{LogError, sort_key};
 use crate::status::{CopyProgress, SourcePhase};
@@ -169,10 +167,12 @@ impl Tail {
                 self.owed.push_front(collection);
             }
             self.walk = Some(Walk::Copy(copy));
+            self.unknown_seen = self.tracked[copy].copy.done_through.is_none().then(HashSet::new);
         } else if matches!(self.walk, Some(Walk::Check(_))) {
             return;
         } else {
             self.walk = self.owed.pop_front().map(Check::of_all).map(Walk::Check);
+            self.unknown_seen = self.walk.as_ref().map(|_| HashSet::new());
         }
         self.order();
     }
@@ -224,6 +224,8 @@ impl Tail {
                 }
             }
         };
+        let is_all = check.done_through.is_none() && check.through.is_none();
+        self.unknown_seen = is_all.then(HashSet::new);
         self.walk = Some(Walk::Check(check));
         self.order();
         Ok(())
@@ -233,11 +235,14 @@ impl Tail {
     pub(super) fn advance(
         &mut self,
         chunk: &Chunk,
-        end: Option<(Vec<u8>, &RawDocument)>,
+        end: Option<(Vec<u8>, RawDocumentBuf)>,
         documents: u64,
     ) -> Result<(), LogError> {
-        let id = end.as_ref().and_then(|(_, d)| d.get("_id").ok().flatten().map(id_document));
-        let end = end.map(|(key, _)| key).zip(id);
+        if chunk.last
+            && let (Some(seen), Some(at)) = (self.unknown_seen.take(), self.walked())
+        {
+            self.dirty |= self.writer.keep_unknown(self.tracked[at].id, &seen)? > 0;
+        }
         match &mut self.walk {
             Some(Walk::Copy(at)) => {
                 let tracked = &mut self.tracked[*at];

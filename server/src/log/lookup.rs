@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row};
 use tidewire_protocol::Position;
 
-use super::record::{KIND_UPSERT, checksum};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, checksum};
 use super::write::{LookedUp, Previous, damaged, document_in_row, missing};
 use super::{CollectionId, KeyEntry, Latest, LogError, Writer, sort_key};
 
@@ -167,7 +167,7 @@ impl Writer {
                     .query_row([seq.cast_signed()], |row| {
                         let cluster_time = row.get::<_, i64>(0)?.cast_unsigned();
                         let position = Position::new(cluster_time, row.get(1)?);
-                        Ok((position, row.get::<_, i64>(2)? == KIND_UPSERT))
+                        Ok((position, row.get::<_, i64>(2)? != KIND_DELETE))
                     })
                     .optional()?;
                 let (position, live) = entry.ok_or_else(|| missing(seq))?;
@@ -185,12 +185,12 @@ fn latest_in_row(row: &Row<'_>) -> Result<(Previous, Latest), LogError> {
     if row.get::<_, i64>(5)? != checksum(position, document) {
         return Err(damaged(seq));
     }
+    let kind = row.get::<_, i64>(3)?;
+    let document = document_in_row(document, seq)?;
     let latest = Latest {
         position,
-        document: match row.get::<_, i64>(3)? {
-            KIND_UPSERT => Some(document_in_row(document, seq)?.to_owned()),
-            _ => None,
-        },
+        document: (kind == KIND_UPSERT).then(|| document.to_owned()),
+        set_aside: (kind == KIND_SET_ASIDE).then(|| document.to_owned()),
         rules: row.get::<_, i64>(4)?.cast_unsigned(),
     };
     Ok((Previous { seq, channels: row.get(6)? }, latest))

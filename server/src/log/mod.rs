@@ -15,6 +15,9 @@ mod lookup;
 mod merge;
 mod page;
 mod postings;
+mod quarantine;
+#[cfg(test)]
+mod quarantine_tests;
 mod read;
 mod recent;
 mod record;
@@ -31,6 +34,7 @@ pub use compaction::Compacted;
 pub use cursor::{Cursor, CursorError};
 pub use error::LogError;
 pub use key::sort_key;
+pub use quarantine::{NewAside, QUARANTINE_MAX, Quarantined};
 pub use read::{Entry, Flow, PageEnd, PageRequest, ReadError, Reader, Scope, Since};
 pub use record::{Body, Channels, CollectionId, CopyState, Head, Latest, NewChange, TailState};
 pub use stat::{CollectionStat, LogStat};

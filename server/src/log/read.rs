@@ -66,8 +66,10 @@ pub struct Entry<'a> {
     pub wall_time_ms: i64,
     /// The collection's name.
     pub collection: &'a str,
-    /// The document, or the key of one that is gone or no longer visible.
+    /// The document, or the key of one that is gone, no longer visible, or in quarantine.
     pub body: Body<'a>,
+    /// Why the document is in quarantine; `None` where it is not.
+    pub set_aside: Option<&'a str>,
 }
 
 /// What the taker of an entry says.

@@ -53,10 +53,20 @@ pub enum Body<'a> {
 pub struct Latest {
     /// Where that change stands.
     pub position: Position,
-    /// The document; `None` when the change was a delete.
+    /// The document; `None` when the change was a delete, or set it aside.
     pub document: Option<RawDocumentBuf>,
+    /// Where the change set the document aside: `{_id, reason, size}`.
+    pub set_aside: Option<RawDocumentBuf>,
     /// The rules under which it was appended.
     pub rules: u64,
+}
+
+impl Latest {
+    /// The document that the source has by this change, or what stands for it: its `_id` is in either.
+    #[must_use]
+    pub fn held(&self) -> Option<&RawDocument> {
+        self.document.as_deref().or(self.set_aside.as_deref())
+    }
 }
 
 /// How far the tail has come; commits with the changes.
@@ -97,6 +107,9 @@ pub struct Head {
 pub(super) const KIND_UPSERT: i64 = 0;
 /// `changes.kind`: a tombstone.
 pub(super) const KIND_DELETE: i64 = 1;
+/// `changes.kind`: the document is in quarantine; `{_id, reason, size}`, in the channels of the last
+/// version that could be carried.
+pub(super) const KIND_SET_ASIDE: i64 = 2;
 
 /// The end of what is committed: the last change, or the end of the stream ordinals of the high water.
 pub(super) fn head_position(last: Position, high_water: u64) -> Position {

@@ -10,7 +10,7 @@ use super::cursor::name_hash;
 use super::page::Taker;
 use super::read::{Entry, LogState};
 use super::recent::SharedRecent;
-use super::record::{KIND_DELETE, channel_ids, checksum};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, channel_ids, checksum};
 use super::write::{damaged, document_in_row};
 use super::{Body, CollectionId, LogError, sort_key};
 
@@ -209,13 +209,17 @@ impl Row<'_, '_> {
     /// Gives the row away; false when the page is full.
     pub(super) fn give(&self, decision: Decision, taker: &mut Taker<'_>) -> Result<bool, LogError> {
         let mut key_only = RawDocumentBuf::new();
+        let mut set_aside = None;
         let body = if self.kind == KIND_DELETE {
             Body::Delete(self.document)
-        } else if decision == Decision::AsItIs {
+        } else if self.kind != KIND_SET_ASIDE && decision == Decision::AsItIs {
             Body::Upsert(self.document)
         } else {
             if let Ok(Some(id)) = self.document.get("_id") {
                 key_only.append(bson::cstr!("_id"), id);
+            }
+            if self.kind == KIND_SET_ASIDE && decision == Decision::AsItIs {
+                set_aside = self.document.get_str("reason").ok();
             }
             Body::Delete(&key_only)
         };
@@ -224,6 +228,7 @@ impl Row<'_, '_> {
             wall_time_ms: self.wall_time_ms,
             collection: &self.collection.name,
             body,
+            set_aside,
         }))
     }
 }

@@ -9,6 +9,7 @@
 //! | `postings` | a run of changes that touch a channel | channel, first `seq` |
 //! | `collections` | a collection and how far its copy has come | id |
 //! | `unsettled` | a stretch of the log in which a copy was under way | first `seq` |
+//! | `quarantine` | a document that can't be carried, for the operator | collection, sort key or digest |
 //!
 //! Numbers without sign (cluster times, hashes) are stored as the `i64` of the same bits and are
 //! never compared by SQL.
@@ -96,6 +97,22 @@ CREATE TABLE unsettled (
 );
 ";
 
+/// Came later than the others: a log without it is an older one in which nothing is set aside.
+const QUARANTINE_TABLE: &str = "
+CREATE TABLE IF NOT EXISTS quarantine (
+    collection INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    shown_id TEXT NOT NULL,
+    has_key INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    cluster_time INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    wall_time INTEGER NOT NULL,
+    PRIMARY KEY (collection, key)
+) WITHOUT ROWID;
+";
+
 /// The log's file in a data folder.
 pub(super) fn log_path(dir: &Path) -> PathBuf {
     dir.join("log.db")
@@ -126,6 +143,7 @@ pub(super) fn open_to_write(dir: &Path, source: &str) -> Result<Connection, LogE
         create(&conn, &path, source)?;
     }
     check(&conn, &path)?;
+    conn.execute_batch(QUARANTINE_TABLE).map_err(|error| unreadable(&path, &error))?;
     Ok(conn)
 }
 

@@ -18,6 +18,7 @@ use super::checkpoint::Checkpointer;
 use super::cursor::name_hash;
 use super::known::Known;
 use super::postings::put_varint;
+use super::quarantine::Aside;
 use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
 use super::record::{KIND_DELETE, KIND_UPSERT, checksum, head_position};
@@ -86,6 +87,8 @@ pub struct Writer {
     pub(super) known: Known,
     /// What [`Writer::latest`] last found, so that the append that follows need not look again.
     pub(super) looked_up: Option<LookedUp>,
+    /// The quarantine, uncommitted changes of it included.
+    pub(super) aside: Aside,
 }
 
 #[derive(Debug)]
@@ -93,6 +96,19 @@ pub(super) struct LookedUp {
     pub(super) collection: CollectionId,
     pub(super) key: Vec<u8>,
     pub(super) previous: Option<Previous>,
+}
+
+/// A row to write.
+pub(super) struct NewRow<'a> {
+    pub(super) position: Position,
+    pub(super) wall_time_ms: i64,
+    pub(super) collection: CollectionId,
+    pub(super) key: &'a [u8],
+    pub(super) kind: i64,
+    pub(super) document: &'a [u8],
+    /// Their numbers, as they are stored.
+    pub(super) channels: &'a [u8],
+    pub(super) rules: u64,
 }
 
 /// The change that an append supersedes.
@@ -152,6 +168,7 @@ impl Writer {
             last_position: Position::ZERO,
             known: Known::default(),
             looked_up: None,
+            aside: Aside::default(),
         };
         writer.load()?;
         let path = schema::log_path(dir);
@@ -184,6 +201,7 @@ impl Writer {
                 (state.head, state.indexed_seq, recent);
         }
         self.head_sender.send_replace(self.head);
+        self.aside = Aside::load(&self.conn)?;
         self.load_collections()
     }
 
@@ -233,24 +251,43 @@ impl Writer {
     /// [`LogError::Refused`] when the position is not above all before it or above what readers have
     /// been told is complete, or the document is over 17 MiB; [`LogError::Store`].
     pub fn append(&mut self, change: &NewChange<'_>) -> Result<(), LogError> {
-        self.check(change)?;
-        self.begin()?;
-        let seq = self.last_seq + 1;
-        let previous = self.previous(change)?;
-        let before = previous.as_ref().map_or(&[][..], |previous| &previous.channels);
-        let channels = match change.channels {
-            Channels::Named(names) => self.channel_numbers(change.collection, names)?,
-            Channels::AsBefore if previous.is_some() => before.to_vec(),
-            Channels::AsBefore => {
-                return Err(LogError::Refused("there is no change before this one".to_owned()));
-            }
-        };
-        self.index(change, seq, before, &channels)?;
         let (kind, document) = match change.body {
             Body::Upsert(document) => (KIND_UPSERT, document),
             Body::Delete(document) => (KIND_DELETE, document),
         };
-        let document = document.as_bytes();
+        self.check(change.position, document.as_bytes().len())?;
+        self.begin()?;
+        let previous = self.previous(change.collection, change.key)?;
+        let channels = match (change.channels, &previous) {
+            (Channels::Named(names), _) => self.channel_numbers(change.collection, names)?,
+            (Channels::AsBefore, Some(previous)) => previous.channels.clone(),
+            (Channels::AsBefore, None) => {
+                return Err(LogError::Refused("there is no change before this one".to_owned()));
+            }
+        };
+        self.no_longer_aside(change.collection, change.key)?;
+        let row = NewRow {
+            position: change.position,
+            wall_time_ms: change.wall_time_ms,
+            collection: change.collection,
+            key: change.key,
+            kind,
+            document: document.as_bytes(),
+            channels: &channels,
+            rules: change.rules,
+        };
+        self.put(&row, previous)
+    }
+
+    /// Writes a row and its index entries, in the transaction that is open.
+    pub(super) fn put(
+        &mut self,
+        change: &NewRow<'_>,
+        previous: Option<Previous>,
+    ) -> Result<(), LogError> {
+        let seq = self.last_seq + 1;
+        let before = previous.as_ref().map_or(&[][..], |previous| &previous.channels);
+        self.index(change, seq, before)?;
         self.conn
             .prepare_cached(
                 "INSERT INTO changes (seq, cluster_time, ordinal, wall_time, collection, kind,
@@ -263,43 +300,41 @@ impl Writer {
                 change.position.ordinal,
                 change.wall_time_ms,
                 change.collection.0,
-                kind,
+                change.kind,
                 previous.map_or(0, |previous| previous.seq.cast_signed()),
                 change.rules.cast_signed(),
-                checksum(change.position, document),
-                channels,
-                document,
+                checksum(change.position, change.document),
+                change.channels,
+                change.document,
             ))?;
         (self.last_seq, self.last_position) = (seq, change.position);
         Ok(())
     }
 
-    fn check(&self, change: &NewChange<'_>) -> Result<(), LogError> {
+    pub(super) fn check(&self, position: Position, len: usize) -> Result<(), LogError> {
         let floor = self.last_position.max(self.head.position);
-        if change.position <= floor {
-            return Err(LogError::Refused(format!(
-                "position {} is not above {floor}",
-                change.position
-            )));
+        if position <= floor {
+            return Err(LogError::Refused(format!("position {position} is not above {floor}")));
         }
-        let len = match change.body {
-            Body::Upsert(document) | Body::Delete(document) => document.as_bytes().len(),
-        };
         if len > DOCUMENT_LEN_MAX {
             return Err(LogError::Refused(format!("a document of {len} bytes is too large")));
         }
         Ok(())
     }
 
-    /// The change that `change` supersedes.
-    fn previous(&mut self, change: &NewChange<'_>) -> Result<Option<Previous>, LogError> {
+    /// The change that the next one of this document supersedes.
+    pub(super) fn previous(
+        &mut self,
+        collection: CollectionId,
+        key: &[u8],
+    ) -> Result<Option<Previous>, LogError> {
         if let Some(known) = self.looked_up.take()
-            && known.collection == change.collection
-            && known.key == change.key
+            && known.collection == collection
+            && known.key == key
         {
             return Ok(known.previous);
         }
-        let Some(seq) = self.latest_seq(change.collection, change.key)? else {
+        let Some(seq) = self.latest_seq(collection, key)? else {
             return Ok(None);
         };
         let channels = self
@@ -312,14 +347,8 @@ impl Writer {
     }
 
     /// Keeps the index entries of a change for the next commit.
-    fn index(
-        &mut self,
-        change: &NewChange<'_>,
-        seq: u64,
-        before: &[u8],
-        channels: &[u8],
-    ) -> Result<(), LogError> {
-        self.fresh.post(seq, before, channels)?;
+    fn index(&mut self, change: &NewRow<'_>, seq: u64, before: &[u8]) -> Result<(), LogError> {
+        self.fresh.post(seq, before, change.channels)?;
         self.fresh.set_latest(change.collection, change.key, seq);
         self.known.set(change.collection, change.key, seq);
         let greatest = self.greatest.entry(change.collection).or_default();

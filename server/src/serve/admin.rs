@@ -49,7 +49,7 @@ pub(super) async fn page(State(parts): State<Arc<Parts>>) -> Response {
         ("Lag", lag),
         ("Head of the log", head.position.to_string()),
         ("Log on disk", format!("{:.1} MB", log_bytes as f64 / 1e6)),
-        ("Documents in quarantine", status.quarantined.to_string()),
+        ("Documents in quarantine", status.in_quarantine.to_string()),
         ("Changes served", parts.metrics.changes_served().to_string()),
     ];
     if !status.copies.is_empty() {

@@ -38,7 +38,6 @@ pub struct PageWriter<'a> {
     collection: String,
     collection_json: Vec<u8>,
     exclude: Option<&'a Exclude>,
-    unreadable: usize,
 }
 
 impl<'a> PageWriter<'a> {
@@ -72,7 +71,6 @@ impl<'a> PageWriter<'a> {
             collection: String::new(),
             collection_json: Vec::new(),
             exclude: None,
-            unreadable: 0,
         }
     }
 
@@ -120,10 +118,13 @@ impl<'a> PageWriter<'a> {
                 // the change out would let an older version stand.
                 tracing::error!(collection = ?entry.collection, position = %entry.position, %error,
                     "a document can't be encoded; it is served as a delete");
-                self.unreadable += 1;
                 self.out.truncate(start);
                 self.head("delete", document);
+                self.quarantined(error.reason());
             }
+        }
+        if let Some(reason) = entry.set_aside {
+            self.quarantined(reason);
         }
         self.out.extend_from_slice(br#","updatedAt":""#);
         write_time_ms(entry.wall_time_ms, &mut self.out);
@@ -143,6 +144,12 @@ impl<'a> PageWriter<'a> {
             write_mongo_id(id, &mut self.key);
         }
         write_json_string(&String::from_utf8_lossy(&self.key), &mut self.out);
+    }
+
+    /// The document is not gone: it can't be carried.
+    fn quarantined(&mut self, reason: &str) {
+        self.out.extend_from_slice(br#","quarantined":"#);
+        write_json_string(reason, &mut self.out);
     }
 
     /// What was written, for an end of another kind.

@@ -196,6 +196,22 @@ impl Server {
         (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
     }
 
+    /// The operators' metrics, as text.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn metrics(&self) -> String {
+        let url = format!("{}/metrics", self.admin_url());
+        let answer = http().get(url).send().await.expect("an answer");
+        answer.text().await.expect("a body")
+    }
+
+    /// The operators' listener.
+    #[must_use]
+    pub fn admin_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.admin_port)
+    }
+
     /// Sends a signal.
     ///
     /// # Panics

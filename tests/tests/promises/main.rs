@@ -11,6 +11,7 @@ mod encodings;
 mod harness;
 mod keys_and_payloads;
 mod patch_oracle;
+mod quarantine;
 mod replay;
 mod serve_live;
 mod serve_openapi;

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use bson::raw::RawDocument;
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Document, doc};
 use tidewire_server::log::{Body, Since};
-use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with, three_nodes};
+use tidewire_tests::harness::{Mongo, eventually, mongo, three_nodes};
 
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered};
 
@@ -109,56 +108,6 @@ async fn an_idle_stream_stores_its_high_water_mark() {
         (capture.reader.head().borrow().position > before).then_some(())
     })
     .await;
-    capture.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_is_no_text_is_set_aside_and_the_next_goes_on() {
-    let mongo = mongo().await;
-    let dir = dir();
-    let dirty = |id: i32| {
-        let mut bytes = doc! { "_id": id, "text": "dirty" }.to_vec().unwrap();
-        let at = bytes.windows(5).position(|w| w == b"dirty").unwrap();
-        bytes[at] = 0xff;
-        RawDocument::from_bytes(&bytes).unwrap().to_owned()
-    };
-    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
-    insert(&mongo.db, "invoices", numbered(0..10)).await;
-    raw.insert_one(dirty(100)).await.unwrap();
-    let capture = Capture::start(&mongo, dir.path());
-    capture.copied().await;
-    assert_eq!(capture.status.borrow().quarantined, 1);
-    raw.insert_one(dirty(101)).await.unwrap();
-    raw.replace_one(doc! { "_id": 5 }, dirty(5)).await.unwrap();
-    insert(&mongo.db, "invoices", numbered(10..20)).await;
-    capture.caught_up(&mongo.db).await;
-    assert_eq!(capture.status.borrow().quarantined, 3);
-    assert_eq!(capture.state().len(), 19, "5, 100 and 101 are not served");
-    // Mended, they come back.
-    let invoices = mongo.db.collection::<Document>("invoices");
-    let mend = doc! { "$set": { "text": "clean" } };
-    invoices.update_many(doc! { "_id": { "$in": [5, 100, 101] } }, mend).await.unwrap();
-    capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    capture.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
-    // A small cache makes mongod itself take minutes over keys of megabytes.
-    let mongo =
-        mongo_with(MongoOptions { test_commands: true, cache_gb: 1.0, ..MongoOptions::default() })
-            .await;
-    let dir = dir();
-    insert(&mongo.db, "invoices", numbered(0..10)).await;
-    let capture = Capture::start(&mongo, dir.path());
-    capture.copied().await;
-    for mb in [3, 5, 7] {
-        let id = "x".repeat(mb * 1_000_000);
-        insert(&mongo.db, "invoices", [doc! { "_id": id }]).await;
-        insert(&mongo.db, "plans", [doc! { "_id": i32::try_from(mb).unwrap() }]).await;
-    }
-    capture.caught_up(&mongo.db).await;
-    assert_eq!(capture.state().len(), 10 + 3 + 1, "all but the two largest");
     capture.stop().await;
 }
 

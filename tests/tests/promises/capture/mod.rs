@@ -5,6 +5,7 @@ mod checks;
 mod copies;
 mod faults;
 mod kills;
+mod oddities;
 mod refusals;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,290 @@
+//! What can't be carried, by document: kept in the log's file, in the transaction of the change that
+//! found it, until a later change says that the document is well again or gone.
+//!
+//! A document whose key is known has a row among the changes, so that those who could see its last
+//! version are told; and, as one whose key is not known, a row in the table for the operator.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use bson::cstr;
+use bson::raw::RawDocument;
+use rusqlite::{Connection, OptionalExtension};
+use tidewire_protocol::Position;
+
+use super::record::KIND_SET_ASIDE;
+use super::write::NewRow;
+use super::{CollectionId, LogError, Reader, Writer};
+
+/// Documents that the operator's table lists. What is beyond it is set aside all the same, and listed
+/// once there is room and a scrub comes by.
+pub const QUARANTINE_MAX: usize = 10_000;
+/// Characters of an `_id` that are kept to be shown.
+const SHOWN_CHARACTERS_MAX: usize = 200;
+/// No sort key begins so: what follows is a digest of an `_id` that is not known.
+const DIGEST_MARK: u8 = 0xFF;
+
+/// A document to be set aside.
+#[derive(Clone, Copy, Debug)]
+pub struct NewAside<'a> {
+    /// Where it was found.
+    pub position: Position,
+    /// When, milliseconds since 1970.
+    pub wall_time_ms: i64,
+    /// Whose document.
+    pub collection: CollectionId,
+    /// Why, for people.
+    pub reason: &'a str,
+    /// Its bytes; 0 where they are not known.
+    pub size: u64,
+    /// The fingerprint of the rules. Those who could see the last version are told only where that was
+    /// under these rules too.
+    pub rules: u64,
+}
+
+/// A document in quarantine, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The collection's name.
+    pub collection: String,
+    /// What is known of its `_id`: as a client would see it, at most 200 characters and `…`.
+    pub shown_id: String,
+    /// Its key is known; else what is shown is no more than a help to find it.
+    pub has_key: bool,
+    /// Why, for people.
+    pub reason: String,
+    /// Its bytes; 0 where they are not known.
+    pub size: u64,
+    /// Where it was last found so.
+    pub position: Position,
+    /// When, milliseconds since 1970.
+    pub wall_time_ms: i64,
+}
+
+/// Which documents are in the table, by a hash of collection and key.
+#[derive(Debug, Default)]
+pub(super) struct Aside(HashSet<u64>);
+
+impl Aside {
+    pub(super) fn load(conn: &Connection) -> Result<Self, LogError> {
+        let mut select = conn.prepare("SELECT collection, key FROM quarantine")?;
+        let mut rows = select.query([])?;
+        let mut hashes = HashSet::new();
+        while let Some(row) = rows.next()? {
+            let key = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+            hashes.insert(hash(CollectionId(row.get(0)?), key));
+        }
+        Ok(Self(hashes))
+    }
+}
+
+fn hash(collection: CollectionId, key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (collection, key).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The table's key of a document whose own is not known.
+fn digest_key(digest: &[u8]) -> Vec<u8> {
+    [&[DIGEST_MARK], digest].concat()
+}
+
+impl Writer {
+    /// Sets a document aside in the place of a change: `id` is `{_id: …}`, `key` its sort key.
+    ///
+    /// # Errors
+    /// As [`Writer::append`].
+    pub fn set_aside(
+        &mut self,
+        aside: &NewAside<'_>,
+        key: &[u8],
+        id: &RawDocument,
+        shown_id: &str,
+    ) -> Result<(), LogError> {
+        let known = self.latest(aside.collection, key)?;
+        let mut document = id.to_owned();
+        document.append(cstr!("reason"), aside.reason);
+        document.append(cstr!("size"), i64::try_from(aside.size).unwrap_or(i64::MAX));
+        self.check(aside.position, document.as_bytes().len())?;
+        self.begin()?;
+        let previous = self.previous(aside.collection, key)?;
+        let told = known.is_some_and(|known| known.rules == aside.rules);
+        let channels = match &previous {
+            Some(previous) if told => previous.channels.clone(),
+            _ => Vec::new(),
+        };
+        self.list_aside(aside, key, shown_id, true)?;
+        let row = NewRow {
+            position: aside.position,
+            wall_time_ms: aside.wall_time_ms,
+            collection: aside.collection,
+            key,
+            kind: KIND_SET_ASIDE,
+            document: document.as_bytes(),
+            channels: &channels,
+            rules: aside.rules,
+        };
+        self.put(&row, previous)
+    }
+
+    /// Lists a document whose key is not known, by a digest of what is. False: the table is full.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn set_aside_unknown(
+        &mut self,
+        aside: &NewAside<'_>,
+        digest: &[u8],
+        shown_id: &str,
+    ) -> Result<bool, LogError> {
+        self.begin()?;
+        self.list_aside(aside, &digest_key(digest), shown_id, false)
+    }
+
+    /// A document whose key is not known is gone.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn forget_unknown(
+        &mut self,
+        collection: CollectionId,
+        digest: &[u8],
+    ) -> Result<(), LogError> {
+        self.no_longer_aside(collection, &digest_key(digest))
+    }
+
+    /// A document whose key is not known is listed.
+    #[must_use]
+    pub fn has_unknown(&self, collection: CollectionId, digest: &[u8]) -> bool {
+        self.aside.0.contains(&hash(collection, &digest_key(digest)))
+    }
+
+    /// Of the documents of a collection whose key is not known, those that `keep` does not name are
+    /// gone; how many.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn keep_unknown(
+        &mut self,
+        collection: CollectionId,
+        keep: &HashSet<Vec<u8>>,
+    ) -> Result<usize, LogError> {
+        if self.aside.0.is_empty() {
+            return Ok(0);
+        }
+        let listed: Vec<Vec<u8>> = {
+            let mut select = self
+                .conn
+                .prepare("SELECT key FROM quarantine WHERE collection = ?1 AND NOT has_key")?;
+            let keys = select.query_map([collection.0], |row| row.get(0))?;
+            keys.collect::<Result<_, _>>()?
+        };
+        let gone = listed.iter().filter(|key| !keep.contains(&key[1..]));
+        let mut count = 0;
+        for key in gone {
+            self.no_longer_aside(collection, key)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Documents that are listed, uncommitted ones included.
+    #[must_use]
+    pub fn quarantine_len(&self) -> usize {
+        self.aside.0.len()
+    }
+
+    fn list_aside(
+        &mut self,
+        aside: &NewAside<'_>,
+        key: &[u8],
+        shown_id: &str,
+        has_key: bool,
+    ) -> Result<bool, LogError> {
+        let hash = hash(aside.collection, key);
+        if self.aside.0.len() >= QUARANTINE_MAX && !self.aside.0.contains(&hash) {
+            tracing::warn!(listed = QUARANTINE_MAX, "the list of the quarantine is full");
+            return Ok(false);
+        }
+        self.conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO quarantine (collection, key, shown_id, has_key, reason, size,
+                 cluster_time, ordinal, wall_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute((
+                aside.collection.0,
+                key,
+                shown(shown_id),
+                has_key,
+                aside.reason,
+                aside.size.cast_signed(),
+                aside.position.cluster_time.cast_signed(),
+                aside.position.ordinal,
+                aside.wall_time_ms,
+            ))?;
+        self.aside.0.insert(hash);
+        Ok(true)
+    }
+
+    /// A change of the document came that could be carried.
+    pub(super) fn no_longer_aside(
+        &mut self,
+        collection: CollectionId,
+        key: &[u8],
+    ) -> Result<(), LogError> {
+        if self.aside.0.is_empty() || !self.aside.0.remove(&hash(collection, key)) {
+            return Ok(());
+        }
+        self.begin()?;
+        self.conn
+            .prepare_cached("DELETE FROM quarantine WHERE collection = ?1 AND key = ?2")?
+            .execute((collection.0, key))?;
+        Ok(())
+    }
+}
+
+fn shown(id: &str) -> String {
+    match id.char_indices().nth(SHOWN_CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}…", &id[..end]),
+        None => id.to_owned(),
+    }
+}
+
+impl Reader {
+    /// Every document that is listed, by collection and key.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn quarantine(&self) -> Result<Vec<Quarantined>, LogError> {
+        self.with_snapshot(|conn| {
+            if !has_table(conn)? {
+                return Ok(Vec::new());
+            }
+            let mut select = conn.prepare(
+                "SELECT c.name, shown_id, has_key, reason, size, cluster_time, ordinal, wall_time
+                 FROM quarantine q JOIN collections c ON c.id = q.collection
+                 ORDER BY c.name, q.key",
+            )?;
+            let rows = select.query_map([], |row| {
+                Ok(Quarantined {
+                    collection: row.get(0)?,
+                    shown_id: row.get(1)?,
+                    has_key: row.get(2)?,
+                    reason: row.get(3)?,
+                    size: row.get::<_, i64>(4)?.cast_unsigned(),
+                    position: Position::new(row.get::<_, i64>(5)?.cast_unsigned(), row.get(6)?),
+                    wall_time_ms: row.get(7)?,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+}
+
+/// A log that no server of this version has written has none.
+fn has_table(conn: &Connection) -> Result<bool, LogError> {
+    let found = conn
+        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'quarantine'", [], |_| Ok(()))
+        .optional()?;
+    Ok(found.is_some())
+}

@@ -1,0 +1,215 @@
+//! Giants, odd bytes, odd keys: what can't be carried is set aside and said, and nothing is stopped.
+
+use bson::raw::RawDocument;
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use tidewire_server::log::{Body, Quarantined, Since};
+use tidewire_tests::harness::{Mongo, MongoOptions, mongo, mongo_with};
+
+use super::{COLLECTIONS, Capture, dir, insert, numbered};
+
+const NOT_UTF8: &str = "a string or a field name that is not UTF-8";
+
+/// The document with the bytes `dirty` in it made no text.
+fn dirtied(document: &Document) -> RawDocumentBuf {
+    let mut bytes = document.to_vec().unwrap();
+    let at = bytes.windows(5).position(|w| w == b"dirty").unwrap();
+    bytes[at] = 0xff;
+    RawDocument::from_bytes(&bytes).unwrap().to_owned()
+}
+
+fn dirty(id: i32) -> RawDocumentBuf {
+    dirtied(&doc! { "_id": id, "text": "dirty" })
+}
+
+/// Inserts one whose `_id` the driver itself would not read.
+async fn insert_unread(mongo: &Mongo, document: RawDocumentBuf) {
+    let mut all = bson::RawArrayBuf::new();
+    all.push(document);
+    let insert = rawdoc! { "insert": "invoices", "documents": all };
+    let answer = mongo.db.run_raw_command(insert).await.unwrap();
+    assert_eq!(answer.get_i32("n").unwrap(), 1, "{answer}");
+}
+
+/// What the log lists: `_id` and reason.
+fn listed(capture: &Capture) -> Vec<(String, String)> {
+    let one = |found: Quarantined| (found.shown_id, found.reason);
+    capture.reader.quarantine().unwrap().into_iter().map(one).collect()
+}
+
+fn not_utf8(ids: &[i32]) -> Vec<(String, String)> {
+    ids.iter().map(|id| (format!("~{id}"), NOT_UTF8.to_owned())).collect()
+}
+
+/// Starts a capture that finds its history lost: it compares everything.
+async fn start_and_compare(mongo: &Mongo, dir: &std::path::Path) -> Capture {
+    let fail = mongo.fail_command(&["aggregate"], 286, &[], doc! { "times": 1 }).await;
+    let capture = Capture::start(mongo, dir);
+    capture.caught_up(&mongo.db).await;
+    fail.off().await;
+    capture
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_is_no_text_is_set_aside_and_the_next_goes_on() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    raw.insert_one(dirty(100)).await.unwrap();
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    assert_eq!(listed(&capture), not_utf8(&[100]));
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    raw.insert_one(dirty(101)).await.unwrap();
+    raw.replace_one(doc! { "_id": 5 }, dirty(5)).await.unwrap();
+    insert(&mongo.db, "invoices", numbered(10..20)).await;
+    capture.caught_up(&mongo.db).await;
+    assert_eq!(listed(&capture), not_utf8(&[5, 100, 101]));
+    assert_eq!(capture.status.borrow().in_quarantine, 3);
+    assert_eq!(capture.state().len(), 19, "5, 100 and 101 are not served");
+    capture.stop().await;
+    // A comparison finds them as they are, and adds nothing.
+    let capture = start_and_compare(&mongo, dir.path()).await;
+    assert_eq!(listed(&capture), not_utf8(&[5, 100, 101]));
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
+    assert_eq!(changes, 10 + 2, "the new ones, and that 5 and 101 are not to be had");
+    // Mended, changed and gone.
+    let invoices = mongo.db.collection::<Document>("invoices");
+    let mend = doc! { "$set": { "text": "clean" } };
+    invoices.update_many(doc! { "_id": { "$in": [5, 100] } }, mend).await.unwrap();
+    invoices.delete_one(doc! { "_id": 101 }).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(listed(&capture), []);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_mended_or_deleted_unseen_leaves_the_quarantine_by_a_comparison() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    raw.insert_many([dirty(100), dirty(101), dirty(102)]).await.unwrap();
+    insert_unread(&mongo, dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    assert_eq!(listed(&capture).len(), 4);
+    capture.stop().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    let mend = doc! { "$set": { "text": "clean" } };
+    invoices.update_one(doc! { "_id": 100 }, mend).await.unwrap();
+    invoices.delete_many(doc! { "$or": [{ "_id": 101 }, { "tag": 1 }] }).await.unwrap();
+    let capture = start_and_compare(&mongo, dir.path()).await;
+    assert_eq!(listed(&capture), not_utf8(&[102]));
+    assert_eq!(capture.state().len(), 11);
+    // A collection that goes takes its quarantine along.
+    invoices.drop().await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    assert_eq!((listed(&capture), capture.state().len()), (vec![], 0));
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_no_text_is_listed_by_what_can_be_read_of_it() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert_unread(&mongo, dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    insert_unread(&mongo, dirtied(&doc! { "_id": { "in": ["dirty two"] }, "tag": 2 })).await;
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.update_many(doc! {}, doc! { "$set": { "more": 1 } }).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let found = listed(&capture);
+    let has = |text: &str| found.iter().any(|(id, why)| id.contains(text) && why == NOT_UTF8);
+    assert!(found.len() == 2 && has("irty one") && has("irty two"), "{found:?}");
+    assert_eq!(capture.state().len(), 10);
+    invoices.delete_many(doc! { "tag": { "$gt": 0 } }).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(listed(&capture), []);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
+    // A small cache makes mongod itself take minutes over keys of megabytes.
+    let mongo =
+        mongo_with(MongoOptions { test_commands: true, cache_gb: 1.0, ..MongoOptions::default() })
+            .await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    for mb in [3, 5, 7] {
+        let id = "x".repeat(mb * 1_000_000);
+        insert(&mongo.db, "invoices", [doc! { "_id": id, "mb": mb as i32 }]).await;
+        insert(&mongo.db, "plans", [doc! { "_id": mb as i32 }]).await;
+    }
+    capture.caught_up(&mongo.db).await;
+    assert_eq!(capture.state().len(), 10 + 3 + 1, "all but the two largest");
+    capture.stop().await;
+    // The stream does not tell of them; a comparison does.
+    let capture = start_and_compare(&mongo, dir.path()).await;
+    let found = listed(&capture);
+    assert_eq!(found.len(), 2, "{found:?}");
+    for ((id, reason), mb) in found.iter().zip([5, 7]) {
+        let bytes = mb * 1_000_000;
+        let is_it = id.starts_with("xxx") || id.contains("xxx");
+        assert!(is_it && reason == "an _id of more than 3.5 MB", "{mb}: {id} {reason} {bytes}");
+    }
+    assert_eq!(capture.state().len(), 10 + 3 + 1);
+    capture.stop().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.delete_many(doc! { "mb": { "$gt": 3 } }).await.unwrap();
+    let capture = start_and_compare(&mongo, dir.path()).await;
+    assert_eq!(listed(&capture), []);
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_up_to_mongodbs_bound_come_whole_and_their_changes_too() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", [doc! { "_id": 1, "text": "a".repeat(9_000_000), "n": 0 }]).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let empty = doc! { "_id": 2, "text": "" }.to_vec().unwrap().len();
+    let largest = "b".repeat(16 * 1024 * 1024 - 64 - empty);
+    insert(&mongo.db, "invoices", [doc! { "_id": 2, "text": largest }]).await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    // 9 MB to 9 MB: with both images the event would be more than MongoDB can send.
+    let set = doc! { "$set": { "text": "c".repeat(9_000_000), "n": 1 } };
+    invoices.update_one(doc! { "_id": 1 }, set).await.unwrap();
+    invoices.update_one(doc! { "_id": 2 }, doc! { "$set": { "n": 1 } }).await.unwrap();
+    let replaced = doc! { "text": "d".repeat(9_000_000), "n": 2 };
+    invoices.replace_one(doc! { "_id": 1 }, replaced).await.unwrap();
+    insert(&mongo.db, "plans", numbered(0..10)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(listed(&capture), []);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_emptied_by_drop_tells_the_quarantined_ones_as_gone_too() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
+    insert(&mongo.db, "invoices", numbered(0..3)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    raw.replace_one(doc! { "_id": 1 }, dirty(1)).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    raw.drop().await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let mut gone = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, body| {
+        assert!(matches!(body, Body::Delete(_)));
+        gone += 1;
+    });
+    assert_eq!((gone, listed(&capture)), (3, vec![]));
+    capture.stop().await;
+}
