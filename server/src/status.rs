@@ -11,6 +11,8 @@ pub struct SourceStatus {
     pub phase: SourcePhase,
     /// Copies that are not finished, by collection name.
     pub copies: BTreeMap<String, CopyProgress>,
+    /// The log has held all of the source: it is served, whatever is being copied.
+    pub whole: bool,
     /// The source's own time when last heard of (cluster time, 0 before).
     pub operation_time: u64,
     /// Everything up to this cluster time is in the log (0 before).
@@ -40,7 +42,7 @@ pub enum SourcePhase {
     /// Not connected yet.
     #[default]
     Connecting,
-    /// The first copy runs; the tail runs too. Nothing is served.
+    /// Copies run; the tail runs too.
     Copying,
     /// The log follows the source.
     Following,
@@ -57,6 +59,8 @@ pub struct CopyProgress {
     pub documents: u64,
     /// The source's estimate of how many there are.
     pub documents_total: u64,
+    /// It is the collection's first copy: readers do not get to see the collection before its end.
+    pub first: bool,
 }
 
 /// The writing end, held by capture.

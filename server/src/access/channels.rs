@@ -26,6 +26,7 @@ pub struct Rules {
     channels: Vec<Template>,
     exclude: Exclude,
     fingerprint: u64,
+    text: String,
 }
 
 impl Rules {
@@ -40,7 +41,21 @@ impl Rules {
             channels: channels.collect::<Result<_, _>>()?,
             exclude: Exclude::parse(&config.exclude).map_err(|error| error.to_string())?,
             fingerprint: fingerprint(config),
+            text: serde_json::json!([config.channels, config.exclude]).to_string(),
         })
+    }
+
+    /// The rules that [`Rules::text`] told; `None` where it told none that this version reads.
+    #[must_use]
+    pub fn from_text(collection: &str, text: &str) -> Option<Self> {
+        let (channels, exclude) = serde_json::from_str(text).ok()?;
+        Self::compile(&CollectionConfig { name: collection.to_owned(), channels, exclude }).ok()
+    }
+
+    /// The rules as text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The channels that `document` is in: sorted, each once, at most 1,024. None means that nobody

@@ -1,6 +1,5 @@
 //! Change events into changes: whole documents, tombstones, and what happens to whole collections.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bson::RawDocumentBuf;
@@ -13,12 +12,10 @@ use super::quarantine::{DOCUMENT_BYTES_MAX, Defect, check, checked_id};
 use super::reads::{At, id_document};
 use super::source::Ended;
 use super::tail::{Awaited, Tail};
-use crate::log::{Body, Channels, CopyState, Latest, LogError, NewChange, sort_key};
+use crate::log::{Body, Channels, Latest, LogError, NewChange, sort_key};
 
 /// Most documents whose reading waits for their copy; beyond it they are read at once, which is slower.
 pub(super) const AWAITED_MAX: usize = 100_000;
-/// Keys looked up at a time when a whole collection goes.
-const KEYS_MAX: usize = 4_096;
 
 /// Where a change stands and whose it is.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +37,8 @@ impl Tail {
         }
         let collection = self.by_name.get(event.collection).copied();
         if let Operation::Rename { database, to } = event.operation {
-            if let Some(collection) = collection {
-                self.empty(collection, event)?;
-            }
-            let to = self.by_name.get(to).copied();
-            if let Some(to) = to.filter(|_| database == self.database_name) {
-                self.copy_again(to, event.cluster_time)?;
-            }
-            return Ok(());
+            let to = self.by_name.get(to).copied().filter(|_| database == self.database_name);
+            return self.rename(collection, to, event);
         }
         let Some(collection) = collection else { return Ok(()) };
         if let Operation::Drop = event.operation {
@@ -261,58 +252,6 @@ impl Tail {
 
     fn is_exact_now(&self, collection: usize, key: &[u8]) -> bool {
         !self.exact_now.is_empty() && self.exact_now.contains(&(collection, key.to_vec()))
-    }
-
-    /// The collection is gone at the event's time: every document of it is deleted, in its commit. What
-    /// is in it later comes as changes, so its copy is done.
-    fn empty(&mut self, collection: usize, event: &Event<'_>) -> Result<(), Ended> {
-        let mut after: Option<Vec<u8>> = None;
-        let id = self.tracked[collection].id;
-        loop {
-            let keys = self.writer.keys_between(id, after.as_deref(), None, KEYS_MAX)?;
-            for entry in keys.iter().filter(|entry| entry.live) {
-                let latest = self.writer.latest(id, &entry.key)?;
-                let Some(document) = latest.as_ref().and_then(Latest::held) else { continue };
-                let Ok(Some(id)) = document.get("_id") else { continue };
-                let position = self.next_position();
-                let at = Place { collection, position, wall_time_ms: event.wall_time_ms };
-                self.append_delete(at, &entry.key, &id_document(id))?;
-            }
-            match keys.into_iter().last() {
-                Some(last) => after = Some(last.key),
-                None => break,
-            }
-        }
-        self.awaited.retain(|(of, _), _| *of != collection);
-        self.dirty |= self.writer.keep_unknown(id, &HashSet::new())? > 0;
-        let tracked = &mut self.tracked[collection];
-        tracked.chunks_not_before = event.cluster_time;
-        if !tracked.copy.finished {
-            tracked.copy.finished = true;
-            let (id, copy) = (tracked.id, tracked.copy.clone());
-            self.writer.set_copy_state(id, copy)?;
-            self.dirty = true;
-            self.walk_on();
-        }
-        Ok(())
-    }
-
-    /// The collection changed at `cluster_time` in a way that no change told: it is copied again, and
-    /// nothing is built on what is older.
-    fn copy_again(&mut self, collection: usize, cluster_time: u64) -> Result<(), LogError> {
-        let tracked = &mut self.tracked[collection];
-        tracing::info!(collection = %tracked.name, cluster_time, "the collection is copied again");
-        tracked.copy = CopyState { rules: tracked.copy.rules, ..CopyState::default() };
-        tracked.untrusted_before = cluster_time;
-        tracked.chunks_not_before = cluster_time;
-        let (id, copy) = (tracked.id, tracked.copy.clone());
-        self.writer.set_copy_state(id, copy)?;
-        self.dirty = true;
-        if self.walked() == Some(collection) {
-            self.walk = None;
-        }
-        self.walk_on();
-        Ok(())
     }
 }
 

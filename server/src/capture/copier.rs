@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use futures::StreamExt;
 use mongodb::Database;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -55,8 +55,13 @@ pub(super) struct Order {
 pub(super) struct Chunk {
     /// The order's.
     pub(super) generation: u64,
-    /// When it was read.
+    /// When it was read …
     pub(super) time: u64,
+    /// … or, where the source reads at no single time (a capped collection), by when: what changed in
+    /// between may be there as it was or as it is.
+    pub(super) until: u64,
+    /// It is of such a collection.
+    pub(super) capped: bool,
     /// The documents, in `_id` order.
     pub(super) reply: Reply,
     /// It reaches to the end of the collection.
@@ -65,6 +70,23 @@ pub(super) struct Chunk {
     pub(super) documents_total: u64,
     /// Given back when the chunk is dropped.
     pub(super) _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Chunk {
+    /// All of a collection that holds nothing.
+    fn nothing(order: &Order, time: u64) -> Self {
+        let cursor = rawdoc! { "cursor": { "id": 0_i64, "firstBatch": [] } };
+        Self {
+            generation: order.generation,
+            time,
+            until: time,
+            capped: false,
+            reply: Reply::Owned(cursor),
+            last: true,
+            documents_total: 0,
+            _room: None,
+        }
+    }
 }
 
 /// Reads what is ordered.
@@ -109,6 +131,10 @@ impl Copier {
     async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
         let plan = Plan::of(&self.database, &order.collection).await?;
         let mut after = order.after.clone();
+        if plan.no_collection {
+            let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
+            return Ok(self.chunks.send(Chunk::nothing(&order, time)).await.is_ok());
+        }
         loop {
             let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
             match self.read_at(&order, &plan, time, &mut after, room).await? {
@@ -164,9 +190,12 @@ impl Copier {
             let Ok(permit) = Arc::clone(room).acquire_many_owned(bytes).await else {
                 return Ok(Read::Nobody);
             };
+            let at = reply.snapshot_time().unwrap_or(time);
             let chunk = Chunk {
                 generation: order.generation,
-                time: reply.snapshot_time().unwrap_or(time),
+                time: at,
+                until: if plan.capped { reply.operation_time().max(at) } else { at },
+                capped: plan.capped,
                 reply,
                 last,
                 documents_total: plan.documents_total,
@@ -214,6 +243,11 @@ struct Plan {
     /// By bounds on the `_id` index. Not where that index orders by another rule than ours (a collation)
     /// or is none (a clustered collection).
     by_index: bool,
+    /// A capped collection: MongoDB 6 does not read it at a time of our choice.
+    capped: bool,
+    /// A view or a time series has taken the name: nothing tells what happens to it, so nothing of it is
+    /// read.
+    no_collection: bool,
 }
 
 impl Plan {
@@ -230,11 +264,17 @@ impl Plan {
             _ => 0,
         };
         let wanted = CHUNK_BYTES / number("avgObjSize").max(1);
-        let described = options
+        let found = options
             .get_document("cursor")
             .and_then(|cursor| cursor.get_array("firstBatch"))
             .ok()
-            .and_then(|batch| batch.first()?.as_document()?.get_document("options").ok());
+            .and_then(|batch| batch.first()?.as_document());
+        let kind = found.and_then(|found| found.get_str("type").ok()).unwrap_or("collection");
+        let no_collection = kind != "collection";
+        if no_collection {
+            tracing::warn!(collection, kind, "has no change events; nothing of it is served");
+        }
+        let described = found.and_then(|found| found.get_document("options").ok());
         let by_index = described.is_none_or(|options| {
             !options.contains_key("collation") && !options.contains_key("clusteredIndex")
         });
@@ -242,15 +282,21 @@ impl Plan {
             batch_size: wanted.clamp(1, CHUNK_DOCUMENTS_MAX) as u32,
             documents_total: number("count"),
             by_index,
+            capped: described.is_some_and(|options| options.get_bool("capped").unwrap_or(false)),
+            no_collection,
         })
     }
 
     fn command(&self, collection: &str, after: Option<&RawDocumentBuf>, time: u64) -> Document {
+        let time = timestamp(time);
         let mut command = doc! {
             "find": collection,
             "sort": { "_id": 1 },
             "batchSize": self.batch_size,
-            "readConcern": { "level": "snapshot", "atClusterTime": timestamp(time) },
+            "readConcern": match self.capped {
+                false => doc! { "level": "snapshot", "atClusterTime": time },
+                true => doc! { "level": "majority", "afterClusterTime": time },
+            },
         };
         let after = after.and_then(|id| Document::try_from(id.as_ref()).ok());
         if self.by_index {

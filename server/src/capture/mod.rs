@@ -15,6 +15,7 @@ mod aside;
 mod commits;
 mod connect;
 mod copier;
+mod ddl;
 mod decode;
 mod entries;
 mod failure;
@@ -23,6 +24,7 @@ mod quarantine;
 mod reads;
 mod reconcile;
 mod reply;
+mod ruling;
 mod source;
 mod tail;
 mod walk;
@@ -111,10 +113,13 @@ pub async fn run(parts: CaptureParts) -> Result<(), CaptureError> {
 }
 
 async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
-    let CaptureParts { config, rules, mut writer, status, checks, shutdown } = parts;
+    let CaptureParts { config, rules, writer, status, checks, shutdown } = parts;
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
     let mut client = connect(&config).await?;
+    let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
+        return Ok(());
+    };
     while !shutdown.is_cancelled() {
         let run = Run {
             client: client.clone(),
@@ -146,6 +151,38 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
         }
     }
     Ok(())
+}
+
+/// Makes the log follow what the rules name; until it does, nothing of it is served. `None`: shutdown.
+async fn take_up(
+    writer: Writer,
+    rules: &Arc<RuleSet>,
+    status: &StatusSender,
+    shutdown: &CancellationToken,
+) -> Result<Option<Writer>, CaptureError> {
+    let mut writer = Some(writer);
+    while let Some(mut with) = writer.take() {
+        let rules = Arc::clone(rules);
+        let work = move || {
+            let taken_up = ruling::take_up(&mut with, &rules);
+            (with, taken_up)
+        };
+        let (back, taken_up) =
+            tokio::task::spawn_blocking(work).await.map_err(|_| CaptureError::TailLost)?;
+        let Err(error) = taken_up else {
+            let whole = back.followed().unwrap_or_default().iter().any(|f| f.whole);
+            status.send_modify(|status| status.whole = whole);
+            return Ok(Some(back));
+        };
+        let ended = Ended::from(error);
+        tracing::error!(error = %ended.message, "the configuration can't be taken up for now");
+        status.send_modify(|status| status.trouble = Some(ended.message.clone()));
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = tokio::time::sleep(retry::BACKOFF_SLOW) => writer = Some(back),
+        }
+    }
+    Ok(None)
 }
 
 async fn connect(config: &SourceConfig) -> Result<Client, CaptureError> {

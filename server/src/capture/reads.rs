@@ -23,6 +23,15 @@ pub(super) struct Reads {
     pub(super) runtime: Handle,
 }
 
+/// When to read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum When {
+    /// At this time exactly.
+    At(u64),
+    /// At some time after it: a capped collection is not read at one.
+    After(u64),
+}
+
 /// What a read at a time found.
 #[derive(Debug)]
 pub(super) enum At<T> {
@@ -41,19 +50,19 @@ impl Reads {
         time: u64,
     ) -> Result<At<Option<RawDocumentBuf>>, Ended> {
         let ids = std::slice::from_ref(&id);
-        Ok(match self.documents(collection, ids, time)? {
+        Ok(match self.documents(collection, ids, When::At(time))? {
             At::Found(mut documents) => At::Found(documents.pop()),
             At::TooOld => At::TooOld,
         })
     }
 
-    /// The documents with these `_id`s, at most [`IDS_MAX`], each given as `{_id: …}`, as they stood at
-    /// `time`, in no order.
+    /// The documents with these `_id`s, at most [`IDS_MAX`], each given as `{_id: …}`, as they stood
+    /// then, in no order.
     pub(super) fn documents(
         &self,
         collection: &str,
         ids: &[&RawDocument],
-        time: u64,
+        when: When,
     ) -> Result<At<Vec<RawDocumentBuf>>, Ended> {
         debug_assert!(ids.len() <= IDS_MAX);
         let wanted: Vec<bson::Bson> =
@@ -67,7 +76,10 @@ impl Reads {
             // What MongoDB takes for one `_id` is what we take for one, whatever the collection's own
             // collation says.
             "collation": { "locale": "simple" },
-            "readConcern": { "level": "snapshot", "atClusterTime": timestamp(time) },
+            "readConcern": match when {
+                When::At(time) => doc! { "level": "snapshot", "atClusterTime": timestamp(time) },
+                When::After(time) => doc! { "level": "majority", "afterClusterTime": timestamp(time) },
+            },
         };
         self.runtime.block_on(async {
             timeout(SILENCE_MAX, self.collect(command)).await.unwrap_or_else(|_| {

@@ -13,7 +13,7 @@ use super::apply::Place;
 use super::copier::Chunk;
 use super::entries::{Entries, entry_of};
 use super::quarantine::{Defect, Known, checked_id};
-use super::reads::{At, IDS_MAX, id_document};
+use super::reads::{At, IDS_MAX, When, id_document};
 use super::source::Ended;
 use super::tail::Tail;
 use super::walk::{CheckReport, Walk};
@@ -70,6 +70,10 @@ impl Tail {
         let (done, limit) = self.bounds();
         let mut found = Compared::default();
         let read = self.met(collection, chunk, &mut found)?;
+        let when = match chunk.capped {
+            true => When::After(chunk.time),
+            false => When::At(chunk.time),
+        };
         let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0);
         if !ascending {
             let name = &self.tracked[collection].name;
@@ -104,7 +108,7 @@ impl Tail {
             };
             let differs = self.compare_one(collection, chunk.time, known, key, met)?;
             found.upserted += u64::from(differs);
-            match self.delete_vanished(collection, chunk.time, &mut vanished, IDS_MAX)? {
+            match self.delete_vanished(collection, when, &mut vanished, IDS_MAX)? {
                 Ok(deleted) => found.deleted += deleted,
                 Err(too_old) => return Ok(Err(too_old)),
             }
@@ -116,7 +120,7 @@ impl Tail {
             if let Some(entry) = entry {
                 self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
             }
-            match self.delete_vanished(collection, chunk.time, &mut vanished, at_least)? {
+            match self.delete_vanished(collection, when, &mut vanished, at_least)? {
                 Ok(deleted) => found.deleted += deleted,
                 Err(too_old) => return Ok(Err(too_old)),
             }
@@ -154,7 +158,9 @@ impl Tail {
         let (id, now) = (self.tracked[collection].id, self.stands.high_water);
         let name = Arc::clone(&self.tracked[collection].name);
         let asked: Vec<&RawDocument> = ids.iter().map(AsRef::as_ref).collect();
-        let At::Found(there) = self.reads.documents(&name, &asked, now)? else { return Ok(None) };
+        let At::Found(there) = self.reads.documents(&name, &asked, When::At(now))? else {
+            return Ok(None);
+        };
         let mut report = CheckReport { time: now, ..CheckReport::default() };
         let mut seen = HashSet::new();
         for document in &there {
@@ -238,7 +244,7 @@ impl Tail {
         }
     }
 
-    /// The log has this very document, under today's rules.
+    /// The log has this very document; what it has is under today's rules.
     fn is_known(
         &mut self,
         collection: usize,
@@ -247,10 +253,8 @@ impl Tail {
     ) -> Result<bool, LogError> {
         let tracked = &self.tracked[collection];
         let latest = self.writer.latest(tracked.id, key)?;
-        Ok(latest.is_some_and(|latest| {
-            latest.rules == tracked.copy.rules
-                && latest.document.is_some_and(|known| known.as_bytes() == document.as_bytes())
-        }))
+        let known = latest.and_then(|latest| latest.document);
+        Ok(known.is_some_and(|known| known.as_bytes() == document.as_bytes()))
     }
 
     /// The log has a live document where the chunk has none.
@@ -277,7 +281,7 @@ impl Tail {
     fn delete_vanished(
         &mut self,
         collection: usize,
-        time: u64,
+        when: When,
         vanished: &mut Vec<(Vec<u8>, RawDocumentBuf)>,
         at_least: usize,
     ) -> Result<Result<u64, TooOld>, Ended> {
@@ -288,7 +292,7 @@ impl Tail {
         let name = Arc::clone(&self.tracked[collection].name);
         for some in vanished.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, id)| id.as_ref()).collect();
-            let At::Found(found) = self.reads.documents(&name, &ids, time)? else {
+            let At::Found(found) = self.reads.documents(&name, &ids, when)? else {
                 return Ok(Err(TooOld));
             };
             let there: HashSet<Vec<u8>> = found
@@ -336,7 +340,7 @@ impl Tail {
         let name = Arc::clone(&self.tracked[collection].name);
         for some in later.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, a)| a.id.as_ref()).collect();
-            let At::Found(found) = self.reads.documents(&name, &ids, now)? else {
+            let At::Found(found) = self.reads.documents(&name, &ids, When::At(now))? else {
                 for (key, awaited) in later {
                     self.awaited.insert((collection, key), awaited);
                 }

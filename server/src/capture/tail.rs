@@ -186,20 +186,15 @@ impl Tail {
         }
     }
 
-    /// Takes up every configured collection: copies that are not finished go on, and what was copied
-    /// under other rules is looked at again.
+    /// Takes up every configured collection: copies that are not finished go on.
     fn track(&mut self) -> Result<(), LogError> {
         let rules = Arc::clone(&self.rules);
         for rules in rules.iter() {
             let id = self.writer.collection(rules.name())?;
-            let mut copy = self.writer.copy_state(id);
+            let copy = self.writer.copy_state(id);
             // An unfinished copy may follow a gap in the stream: what is older than this run is not
             // built upon. A finished one has no gap.
             let untrusted_before = if copy.finished { 0 } else { self.stands.high_water };
-            if copy.rules != rules.fingerprint() {
-                copy = CopyState { rules: rules.fingerprint(), ..CopyState::default() };
-                self.writer.set_copy_state(id, copy.clone())?;
-            }
             let name: Arc<str> = rules.name().into();
             self.by_name.insert(Arc::clone(&name), self.tracked.len());
             self.tracked.push(Tracked {
@@ -211,7 +206,6 @@ impl Tail {
                 documents_total: 0,
             });
         }
-        self.writer.commit()?;
         self.high_water.send_replace(self.stands.high_water);
         self.walk_on();
         Ok(())
@@ -263,7 +257,7 @@ impl Tail {
             }
             // Only between commits, and only when the log is not behind the chunk.
             if self.open.is_none()
-                && let Some(chunk) = self.held.take_if(|c| c.time <= self.stands.high_water)
+                && let Some(chunk) = self.held.take_if(|c| c.until <= self.stands.high_water)
             {
                 self.take_chunk(&chunk)?;
             }

@@ -302,17 +302,22 @@ impl Tail {
 
     /// Tells the status which copies are not finished.
     pub(super) fn tell_copies(&self) {
+        // Without it readers are told what they were told before.
+        let followed = self.writer.followed().unwrap_or_default();
+        let whole = |id| followed.iter().any(|f| f.collection == id && f.whole);
         let unfinished = self.tracked.iter().filter(|tracked| !tracked.copy.finished);
         let copies: BTreeMap<_, _> = unfinished
             .map(|tracked| {
                 let documents = tracked.copy.documents;
                 let documents_total = tracked.documents_total.max(documents);
-                (tracked.name.to_string(), CopyProgress { documents, documents_total })
+                let first = !whole(tracked.id);
+                (tracked.name.to_string(), CopyProgress { documents, documents_total, first })
             })
             .collect();
         self.status.send_modify(|status| {
             let following = copies.is_empty();
             status.phase = if following { SourcePhase::Following } else { SourcePhase::Copying };
+            status.whole |= followed.iter().any(|f| f.whole);
             status.copies = copies;
         });
     }

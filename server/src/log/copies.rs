@@ -1,4 +1,4 @@
-//! How far copies have come, and which stretches of the log they leave unsettled.
+//! How far copies have come.
 
 use rusqlite::OptionalExtension;
 
@@ -56,7 +56,8 @@ impl Writer {
     }
 
     /// Sets how far the copy of a collection has come; commits with the rest. From the first state
-    /// that is not finished until all are, what readers get is marked incomplete.
+    /// that is not finished to the next that is, what readers of the collection get is marked
+    /// incomplete.
     ///
     /// # Errors
     /// [`LogError::Store`].
@@ -79,22 +80,8 @@ impl Writer {
                 state.documents.cast_signed(),
                 state.rules.cast_signed(),
             ))?;
+        let finished = state.finished;
         self.copies.insert(collection, state);
-        let from_seq = (self.last_seq + 1).cast_signed();
-        if self.copies.values().any(|copy| !copy.finished) {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO unsettled (from_seq) SELECT ?1
-                     WHERE NOT EXISTS (SELECT 1 FROM unsettled WHERE through_seq IS NULL)",
-                )?
-                .execute([from_seq])?;
-        } else {
-            self.conn.execute("DELETE FROM unsettled WHERE from_seq = ?1", [from_seq])?;
-            self.conn.execute(
-                "UPDATE unsettled SET through_seq = ?1 WHERE through_seq IS NULL",
-                [self.last_seq.cast_signed()],
-            )?;
-        }
-        Ok(())
+        self.settle(collection, finished)
     }
 }

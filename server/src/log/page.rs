@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::{Position, ResyncReason};
 
 use super::cursor::{Fill, Inside, Regrant, View};
+use super::followed::{is_settled, leave_out_unready, ruled_seq};
 use super::merge::Merge;
 use super::read::{Entry, Flow, LogState, PageEnd, PageRequest, ReadError, Scope, Since};
 use super::recent::SharedRecent;
@@ -88,7 +89,8 @@ pub(super) fn read(
     if !shared_head(&mut state, recent) {
         return Ok(None);
     }
-    let view = View::of(&request.scope);
+    let mut view = View::of(&request.scope);
+    leave_out_unready(conn, &mut view)?;
     let plan = plan(conn, &state, request, &view)?;
     let until = plan.fill.as_ref().map_or(state.head.seq, |fill| fill.until);
     let regrant = plan.fill.as_ref().and_then(|fill| fill.regrant.as_ref());
@@ -229,12 +231,13 @@ fn end(
             } else {
                 position_at(conn, until)?.max(state.trim)
             };
-            (position, until, settled(conn, until)?, state.head.seq > until)
+            (position, until, is_settled(conn, until, &view)?, state.head.seq > until)
         }
         (Stop::Full { done, next }, filling) => {
             let position = taker.last.unwrap_or(plan.position);
             let at_boundary = next.is_some_and(|next| next.cluster_time > position.cluster_time);
-            let complete = !filling && at_boundary && taker.count > 0 && settled(conn, *done)?;
+            let complete =
+                !filling && at_boundary && taker.count > 0 && is_settled(conn, *done, &view)?;
             (position, *done, complete, true)
         }
     };
@@ -263,6 +266,8 @@ fn plan(
     view: &View,
 ) -> Result<Plan, ReadError> {
     let head = state.head;
+    // Older versions may be in channels of rules that hold no more.
+    let ruled = ruled_seq(conn, view)?;
     match request.since {
         Since::Nothing => {
             let fill = Fill { until: head.seq, blank_through: head.seq, regrant: None };
@@ -272,7 +277,7 @@ fn plan(
         Since::Time(second) => {
             let position = Position::at_second(*second);
             let after = start(conn, state, request, position)?;
-            let fill = far_behind(after, head);
+            let fill = far_behind(after, ruled, head);
             Ok(Plan { position, after, fill, old_view: view.clone() })
         }
         Since::Cursor(cursor) => {
@@ -280,10 +285,10 @@ fn plan(
                 None => {
                     let after = start(conn, state, request, cursor.position)?;
                     let (position, old_view) = (cursor.position, cursor.view.clone());
-                    Plan { position, after, fill: far_behind(after, head), old_view }
+                    Plan { position, after, fill: far_behind(after, ruled, head), old_view }
                 }
                 Some(inside) => {
-                    let plan = go_on_inside(state, cursor, inside)?;
+                    let plan = go_on_inside(state, cursor, inside, ruled)?;
                     too_old_by_now(&plan, state)?;
                     plan
                 }
@@ -294,12 +299,9 @@ fn plan(
     }
 }
 
-fn far_behind(after: u64, head: Head) -> Option<Fill> {
-    (head.seq.saturating_sub(after) > LIVE_BACKLOG_MAX).then_some(Fill {
-        until: head.seq,
-        blank_through: 0,
-        regrant: None,
-    })
+fn far_behind(after: u64, ruled: u64, head: Head) -> Option<Fill> {
+    let behind = after < ruled || head.seq.saturating_sub(after) > LIVE_BACKLOG_MAX;
+    behind.then_some(Fill { until: head.seq, blank_through: 0, regrant: None })
 }
 
 /// The last change at or before a position that any log of the source may have given out.
@@ -328,12 +330,21 @@ fn start(
     Ok(seq_at(conn, state.head.seq, position)?)
 }
 
-fn go_on_inside(state: &LogState, cursor: &Cursor, inside: &Inside) -> Result<Plan, ReadError> {
+fn go_on_inside(
+    state: &LogState,
+    cursor: &Cursor,
+    inside: &Inside,
+    ruled: u64,
+) -> Result<Plan, ReadError> {
     let until = inside.fill.as_ref().map_or(inside.seq, |fill| fill.until);
     if inside.log_id != state.log_id || inside.seq > state.head.seq || until > state.head.seq {
         return Err(ReadError::Resync(ResyncReason::ForeignLog));
     }
-    let fill = inside.fill.clone().or_else(|| far_behind(inside.seq, state.head));
+    let mut fill = inside.fill.clone().or_else(|| far_behind(inside.seq, ruled, state.head));
+    if let Some(fill) = fill.as_mut().filter(|fill| fill.until < ruled) {
+        // Versions that were latest at its end are not to be shown any more; those that are follow.
+        fill.until = state.head.seq;
+    }
     Ok(Plan { position: cursor.position, after: inside.seq, fill, old_view: cursor.view.clone() })
 }
 
@@ -414,18 +425,6 @@ fn position_at(conn: &Connection, seq: u64) -> Result<Position, LogError> {
     Ok(position.unwrap_or(Position::ZERO))
 }
 
-/// Whether no copy was under way at the change `seq`: the log up to it is a state of the source.
-fn settled(conn: &Connection, seq: u64) -> Result<bool, LogError> {
-    let unsettled: bool = conn
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM unsettled
-             WHERE CASE WHEN through_seq IS NULL THEN from_seq - 1 <= ?1
-                   ELSE from_seq <= ?1 AND ?1 < through_seq END)",
-        )?
-        .query_row([seq.cast_signed()], |row| row.get(0))?;
-    Ok(!unsettled)
-}
-
 /// See [`super::Reader::replay`]; `None` as in [`read`].
 pub(super) fn replay(
     conn: &Connection,
@@ -447,10 +446,11 @@ pub(super) fn replay(
         Some(through) => (seq_at(conn, state.head.seq, through)?, through),
     };
     let began = state.origin > 0 && reached.cluster_time >= state.origin;
-    if !began || !settled(conn, until)? {
+    let view = View::of(scope);
+    if !began || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);
     }
-    let merge = merge(conn, recent, &View::of(scope), 0, until)?;
+    let merge = merge(conn, recent, &view, 0, until)?;
     if recent.read().indexed_seq > state.indexed_seq {
         return Ok(None);
     }

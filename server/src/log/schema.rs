@@ -8,7 +8,8 @@
 //! | `channels` | a channel of a collection | id; found by the hash of its name |
 //! | `postings` | a run of changes that touch a channel | channel, first `seq` |
 //! | `collections` | a collection and how far its copy has come | id |
-//! | `unsettled` | a stretch of the log in which a copy was under way | first `seq` |
+//! | `followed` | a collection that is followed, and its rules | collection |
+//! | `unsettled` | a stretch of the log in which a copy of a collection was under way | collection, first `seq` |
 //! | `quarantine` | a document that can't be carried, for the operator | collection, sort key or digest |
 //!
 //! Numbers without sign (cluster times, hashes) are stored as the `i64` of the same bits and are
@@ -19,12 +20,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::LogError;
+use super::{LogError, followed};
 
 /// Marks the file as ours (`PRAGMA application_id`): "TIDE".
 const APPLICATION_ID: i32 = 0x5449_4445;
 /// The version of the tables (`PRAGMA user_version`).
-const FORMAT_VERSION: i32 = 1;
+const FORMAT_VERSION: i32 = 2;
 /// The writer's page cache, KiB.
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.
@@ -91,10 +92,6 @@ CREATE TABLE collections (
     documents INTEGER NOT NULL DEFAULT 0,
     rules INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE unsettled (
-    from_seq INTEGER PRIMARY KEY,
-    through_seq INTEGER
-);
 ";
 
 /// Came later than the others: a log without it is an older one in which nothing is set aside.
@@ -160,6 +157,7 @@ fn create(conn: &Connection, path: &Path, source: &str) -> Result<(), LogError> 
     let log_id = rand::random::<u64>().cast_signed();
     conn.execute_batch("BEGIN IMMEDIATE")?;
     conn.execute_batch(TABLES)?;
+    conn.execute_batch(followed::TABLES)?;
     conn.execute("INSERT INTO log (id, log_id, source) VALUES (1, ?1, ?2)", (log_id, source))?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", FORMAT_VERSION)?;

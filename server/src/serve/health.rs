@@ -50,13 +50,28 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// Whether there is anything to see of these collections: not before the first of them has been
+    /// copied to its end.
+    pub(super) fn check_copied(&self, collections: &[String]) -> Result<(), ApiError> {
+        let status = self.status.borrow();
+        let is_ready = |name: &String| status.copies.get(name).is_none_or(|copy| !copy.first);
+        if collections.iter().any(is_ready) {
+            return Ok(());
+        }
+        let message = format!("the first copy runs: {}", progress(&status));
+        Err(ApiError::not_ready(message, COPY_RETRY_SECONDS))
+    }
+}
+
 /// Why the log can't be served, and after how many seconds to ask again. A log that held all of the
-/// source once is served whatever has become of the source.
+/// source once is served whatever has become of the source, and whatever is copied.
 ///
 /// Strangers read it too: the source's own words (hosts, users) are for the operators' page alone.
 pub(super) fn not_serving(status: &SourceStatus, head: Head) -> Option<(String, u32)> {
     let (message, seconds) = match status.phase {
         SourcePhase::Following => return None,
+        _ if status.whole => return None,
         SourcePhase::Copying => {
             (format!("the first copy runs: {}", progress(status)), COPY_RETRY_SECONDS)
         }

@@ -94,7 +94,8 @@ impl Parts {
 pub async fn serve_clients(listener: TcpListener, parts: Arc<Parts>) {
     let draining = parts.draining.clone();
     let hub = Arc::clone(&parts.live.hub);
-    let waking = tokio::spawn(live::follow(hub, parts.reader.clone(), draining.clone()));
+    let (reader, status) = (parts.reader.clone(), parts.status.clone());
+    let waking = tokio::spawn(live::follow(hub, reader, status, draining.clone()));
     let listening = serve(listener, router(Arc::clone(&parts)), draining.clone());
     let sockets = async {
         draining.cancelled().await;

@@ -47,6 +47,7 @@ pub(super) async fn pull(
     let mut head = parts.reader.head();
     loop {
         parts.check_serving()?;
+        parts.check_copied(&job.collections)?;
         // Marked as seen before the read: what is committed while it runs wakes the wait below.
         head.mark_unchanged();
         let (deadline, page) = match parts.read_page(job.clone()).await? {

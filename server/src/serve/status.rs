@@ -35,7 +35,7 @@ pub(super) struct StatusAnswer {
     subject: String,
     /// Those that the token may see.
     collections: Vec<String>,
-    /// Those of them whose copy is not finished.
+    /// Those whose copy is not finished, also where it is the first and nothing of it is served yet.
     copying: Vec<String>,
     /// Those that the token holds.
     channels: Vec<String>,
@@ -56,9 +56,15 @@ fn tell(parts: &Parts, headers: &HeaderMap) -> Result<StatusAnswer, ApiError> {
     let head = *parts.reader.head().borrow();
     let source = parts.status.borrow();
     let seen = parts.rules.iter().filter(|rules| rules.may_be_seen_by(&identity.channels));
-    let collections: Vec<String> = seen.map(|rules| rules.name().to_owned()).collect();
-    let is_copying = |name: &&String| source.copies.contains_key(*name);
-    let copying = collections.iter().filter(is_copying).cloned().collect();
+    let (mut collections, mut copying) = (Vec::new(), Vec::new());
+    for name in seen.map(|rules| rules.name().to_owned()) {
+        let copy = source.copies.get(&name);
+        copying.extend(copy.map(|_| name.clone()));
+        // Beside others that are served, one that is not copied yet is not there yet.
+        if copy.is_none_or(|copy| !copy.first) || !source.whole {
+            collections.push(name);
+        }
+    }
     let reason = not_serving(&source, head).map(|(message, _)| message);
     Ok(StatusAnswer {
         success: true,

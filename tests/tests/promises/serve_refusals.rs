@@ -198,7 +198,7 @@ async fn nothing_is_served_while_the_first_copy_runs_and_its_progress_is_told() 
     let served = filled().await;
     served.status.send_modify(|status| {
         status.phase = SourcePhase::Copying;
-        let progress = CopyProgress { documents: 30, documents_total: 120 };
+        let progress = CopyProgress { documents: 30, documents_total: 120, first: true };
         status.copies.insert("plans".into(), progress);
     });
     for path in ["/api/sync/pull", "/readyz"] {

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::log::{ChannelKey, LogError, Reader, Touched};
+use crate::status::StatusReceiver;
 
 /// Channels whose keys are kept by number.
 const KEYS_MAX: usize = 100_000;
@@ -92,8 +93,15 @@ impl Drop for Watch {
     }
 }
 
-/// Follows the head and wakes whom each commit concerns, until the server drains.
-pub(crate) async fn follow(hub: Arc<Hub>, reader: Reader, draining: CancellationToken) {
+/// Follows the head and wakes whom each commit concerns, until the server drains. The end of a copy
+/// concerns everybody: what was incomplete is complete, and a collection may have become visible.
+pub(crate) async fn follow(
+    hub: Arc<Hub>,
+    reader: Reader,
+    mut status: StatusReceiver,
+    draining: CancellationToken,
+) {
+    let mut copying: Vec<String> = status.borrow_and_update().copies.keys().cloned().collect();
     let mut head = reader.head();
     let mut seen = head.borrow_and_update().seq;
     let mut keys = Keys { reader: reader.clone(), known: HashMap::new() };
@@ -101,6 +109,17 @@ pub(crate) async fn follow(hub: Arc<Hub>, reader: Reader, draining: Cancellation
         let moved = tokio::select! {
             () = draining.cancelled() => return,
             moved = head.changed() => moved,
+            Ok(()) = status.changed() => {
+                let status = status.borrow_and_update();
+                if !copying.iter().eq(status.copies.keys()) {
+                    let ended = copying.iter().any(|name| !status.copies.contains_key(name));
+                    copying = status.copies.keys().cloned().collect();
+                    if ended {
+                        hub.wake_all();
+                    }
+                }
+                continue;
+            }
         };
         if moved.is_err() {
             return;

@@ -210,6 +210,7 @@ impl<'a> Session<'a> {
                 return Err(TokenError::Expired.into());
             }
             self.parts.check_serving()?;
+            self.parts.check_copied(&self.job.collections)?;
             let frame = self.parts.frame(&self.job).await?;
             let end = &frame.end;
             if frame.is_ahead {

@@ -2,11 +2,14 @@
 
 mod changes;
 mod checks;
+mod configuration;
 mod copies;
+mod ddl;
 mod faults;
 mod kills;
 mod oddities;
 mod refusals;
+mod serving;
 
 use std::collections::BTreeMap;
 use std::path::Path;
