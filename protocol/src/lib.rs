@@ -1,6 +1,7 @@
 //! The wire between a Tidewire server and its clients, and nothing else: positions, changes, pages,
-//! errors, and the encodings of keys and documents. No I/O, no runtime, no driver.
+//! errors, digests, and the encodings of keys and documents. No I/O, no runtime, no driver.
 
+pub mod digest;
 pub mod error;
 pub mod key;
 pub mod number;

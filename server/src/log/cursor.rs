@@ -167,6 +167,15 @@ impl Cursor {
         self.inside.is_none()
     }
 
+    /// Whether it was read with these channels, and `collection` among others.
+    #[must_use]
+    pub fn covers(&self, collection: &str, channels: &[String]) -> bool {
+        let collections = &[collection.to_owned()];
+        let asked = View::of(&Scope::Channels { collections, channels });
+        let reads = |collection: &u64| self.view.collections.contains(collection);
+        self.view.channels == asked.channels && asked.collections.iter().all(reads)
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         out.extend_from_slice(&self.position.cluster_time.to_be_bytes());

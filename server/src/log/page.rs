@@ -115,7 +115,7 @@ pub(super) fn read(
 
 /// Takes the head that readers have been told where the snapshot's is later. False when the snapshot
 /// is too early for the index entries in memory.
-fn shared_head(state: &mut LogState, recent: &SharedRecent) -> bool {
+pub(super) fn shared_head(state: &mut LogState, recent: &SharedRecent) -> bool {
     let shared = recent.read();
     if (shared.head.seq, shared.head.position) < (state.head.seq, state.head.position) {
         state.head = shared.head;
@@ -124,7 +124,7 @@ fn shared_head(state: &mut LogState, recent: &SharedRecent) -> bool {
 }
 
 /// All changes of a view in `(after, until]`.
-fn merge(
+pub(super) fn merge(
     conn: &Connection,
     recent: &SharedRecent,
     view: &View,
@@ -276,14 +276,14 @@ fn plan(
         }
         Since::Time(second) => {
             let position = Position::at_second(*second);
-            let after = start(conn, state, request, position)?;
+            let after = start(conn, state, request.operation_time, position)?;
             let fill = far_behind(after, ruled, head);
             Ok(Plan { position, after, fill, old_view: view.clone() })
         }
         Since::Cursor(cursor) => {
             let mut plan = match &cursor.inside {
                 None => {
-                    let after = start(conn, state, request, cursor.position)?;
+                    let after = start(conn, state, request.operation_time, cursor.position)?;
                     let (position, old_view) = (cursor.position, cursor.view.clone());
                     Plan { position, after, fill: far_behind(after, ruled, head), old_view }
                 }
@@ -305,14 +305,15 @@ fn far_behind(after: u64, ruled: u64, head: Head) -> Option<Fill> {
 }
 
 /// The last change at or before a position that any log of the source may have given out.
-fn start(
+/// `operation_time` is the source's own, 0 when unknown.
+pub(super) fn start(
     conn: &Connection,
     state: &LogState,
-    request: &PageRequest<'_>,
+    operation_time: u64,
     position: Position,
 ) -> Result<u64, ReadError> {
     if position > state.head.position {
-        let source_seconds = request.operation_time >> 32;
+        let source_seconds = operation_time >> 32;
         let ahead = u64::from(position.unix_seconds()) > source_seconds + AHEAD_SECONDS_MAX;
         return if source_seconds != 0 && ahead {
             Err(ReadError::Resync(ResyncReason::ForeignLog))

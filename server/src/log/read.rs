@@ -16,8 +16,8 @@ use super::{Body, Cursor, Head, LogError};
 const IDLE_CONNECTIONS_MAX: usize = 8;
 /// A snapshot is taken again when recent index entries were moved to the store just after it; that
 /// happens once in many thousand changes.
-const SNAPSHOT_TRIES_MAX: usize = 16;
-const NO_SNAPSHOT: &str = "the index moves faster than it can be read";
+pub(super) const SNAPSHOT_TRIES_MAX: usize = 16;
+pub(super) const NO_SNAPSHOT: &str = "the index moves faster than it can be read";
 
 /// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +237,10 @@ impl Reader {
             }
         }
         result
+    }
+
+    pub(super) fn recent(&self) -> &SharedRecent {
+        &self.shared.recent
     }
 
     pub(super) fn last_commits(&self) -> &LastCommits {

@@ -94,7 +94,7 @@ pub struct CopyState {
 }
 
 /// The end of what is committed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Head {
     /// Everything at or before it is in the log: the last change, or, where it is later, the end of
     /// the stream ordinals (`RECONCILE_ORDINAL_FIRST - 1`) of the tail's high water.

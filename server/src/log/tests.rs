@@ -301,6 +301,11 @@ impl Follower {
             self.compared += 1;
             self.farthest = position;
         }
+        if end.complete {
+            let reads = |name: &String| end.cursor.covers(name, &self.view.channels);
+            assert!(self.view.collections.iter().all(reads));
+            self.compare_documents(source, &end.cursor, limit);
+        }
         self.trace.push(format!(
             "{:?} count {} head {:?} -> {:?}",
             self.view,
@@ -310,6 +315,45 @@ impl Follower {
         ));
         self.since = Since::Cursor(end.cursor.to_string().parse().unwrap());
         end.has_more
+    }
+
+    /// The documents as of a cursor, read in parts of `limit`, are those of the source then.
+    fn compare_documents(&self, source: &Source, at: &Cursor, limit: usize) {
+        let channels = &self.view.channels;
+        for collection in &self.view.collections {
+            if !at.covers(collection, channels) {
+                // The view has changed since.
+                continue;
+            }
+            let (mut from, mut documents) = (None, Documents::new());
+            loop {
+                let request =
+                    DocumentsRequest { at, collection, channels, from, operation_time: 0 };
+                let mut count = 0;
+                let next = source.reader.documents(&request, &mut |entry| {
+                    let Body::Upsert(document) = entry.body else { panic!("a delete") };
+                    if count == limit {
+                        return Flow::Full;
+                    }
+                    count += 1;
+                    let key = (entry.collection.to_owned(), document.get_i32("_id").unwrap());
+                    let again = documents.insert(key, number(document.as_bytes()));
+                    assert_eq!(again, None, "a document comes once");
+                    Flow::Took
+                });
+                match next {
+                    Ok(None) => break,
+                    Ok(next) => from = next,
+                    Err(DocumentsError::Read(ReadError::Resync(ResyncReason::CursorTooOld))) => {
+                        return;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            let mut wanted = source.model.at(at.position(), &self.view);
+            wanted.retain(|key, _| key.0 == *collection);
+            assert_eq!(documents, wanted, "{collection} at {}", at.position());
+        }
     }
 }
 
@@ -341,6 +385,11 @@ fn run(seed: u64) -> (usize, usize) {
                 15 => {
                     if matches!(&follower.since, Since::Cursor(cursor) if cursor.is_complete()) {
                         *older = follower.since.clone();
+                    }
+                }
+                17 => {
+                    if let Since::Cursor(at) = &older {
+                        follower.compare_documents(&source, at, 1 + rng.random_range(0..50));
                     }
                 }
                 16 => {
@@ -379,4 +428,65 @@ fn every_complete_page_is_the_source_at_one_commit_cut_to_the_view() {
     }
     println!("{compared} complete pages compared, {resyncs} resyncs");
     assert!(compared > 50);
+}
+
+/// What a read of the log emits, in a form to compare.
+fn noted(entry: &Entry<'_>) -> (Position, String, i32, Option<i32>) {
+    let (key, document) = match entry.body {
+        Body::Upsert(document) => (document, Some(number(document.as_bytes()))),
+        Body::Delete(key) => (key, None),
+    };
+    (entry.position, entry.collection.to_owned(), key.get_i32("_id").unwrap(), document)
+}
+
+#[test]
+fn news_of_the_channels_that_a_stretch_touched_are_what_a_page_tells_of_it() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut source = Source::new();
+    let mut told = 0;
+    for _ in 0..120 {
+        let view = MyView::random(&mut rng);
+        let scope = Scope::Channels { collections: &view.collections, channels: &view.channels };
+        let page = |since: &Since, reader: &Reader| {
+            let request = PageRequest { since, scope, limit: 1_000, operation_time: 0 };
+            let mut entries = Vec::new();
+            let end = reader.page(&request, &mut |entry| {
+                entries.push(noted(entry));
+                Flow::Took
+            });
+            (entries, end.unwrap())
+        };
+        let mut since = Since::Nothing;
+        loop {
+            let (_, end) = page(&since, &source.reader);
+            since = Since::Cursor(end.cursor);
+            if !end.has_more {
+                break;
+            }
+        }
+        let after = *source.reader.head().borrow();
+        for _ in 0..rng.random_range(1..4) {
+            source.write(&mut rng);
+        }
+        let through = *source.reader.head().borrow();
+        let Touched::Channels(numbers) = source.reader.touched_since(after.seq) else { continue };
+        let watched = ChannelKey::of(&view.collections, &view.channels);
+        let touched = numbers.iter().filter_map(|n| source.reader.channel_key(*n).unwrap());
+        let channels: Vec<ChannelKey> = touched.filter(|key| watched.contains(key)).collect();
+        let mut entries = Vec::new();
+        let mut emit = |entry: &Entry<'_>| {
+            entries.push(noted(entry));
+            Flow::Took
+        };
+        let whole = source.reader.news(after, through, &channels, 1_000, &mut emit).unwrap();
+        let (wanted, end) = page(&since, &source.reader);
+        // Farther behind, a page leaves out what is superseded.
+        if !end.has_more && whole && through.seq - after.seq <= 40 {
+            assert_eq!(entries, wanted);
+            let Since::Cursor(cursor) = &since else { panic!("no cursor") };
+            assert_eq!(cursor.moved_to(through), end.cursor);
+            told += entries.len();
+        }
+    }
+    assert!(told > 300, "{told} changes compared");
 }

@@ -14,7 +14,7 @@ const COMMITS_MAX: usize = 64;
 const CHANNELS_MAX: usize = 4_096;
 
 /// A channel of a collection, by hashes of their names; the same for every log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelKey(u64, u64);
 
 /// What was touched since some change.
@@ -99,6 +99,11 @@ impl Reader {
 }
 
 impl ChannelKey {
+    /// The hashes of the collection's and the channel's names.
+    pub(super) fn pair(self) -> (u64, u64) {
+        (self.0, self.1)
+    }
+
     /// The keys of all pairs of these collections and channels.
     #[must_use]
     pub fn of(collections: &[String], channels: &[String]) -> Box<[Self]> {

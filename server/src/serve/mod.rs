@@ -4,6 +4,7 @@
 
 mod admin;
 mod compress;
+mod digest;
 mod errors;
 mod guard;
 mod health;
@@ -52,6 +53,7 @@ pub struct Parts {
     /// Origins whose pages may open a push socket.
     pub allowed_origins: Vec<String>,
     pub(crate) live: live::Live,
+    digests: digest::Turns,
     bounds: Bounds,
 }
 
@@ -85,8 +87,19 @@ impl Parts {
             reads: Arc::new(Semaphore::new(READS_MAX)),
             page_memory_kib: Arc::new(Semaphore::new(PAGE_MEMORY_KIB)),
         };
-        let live = live::Live::default();
-        Self { reader, rules, verifier, status, metrics, draining, allowed_origins, live, bounds }
+        let (live, digests) = (live::Live::default(), digest::Turns::default());
+        Self {
+            reader,
+            rules,
+            verifier,
+            status,
+            metrics,
+            draining,
+            allowed_origins,
+            live,
+            digests,
+            bounds,
+        }
     }
 }
 
@@ -116,6 +129,8 @@ fn router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/api/sync/pull", get(pull::pull))
         .route("/api/sync/live", get(live::live))
+        .route("/api/sync/digest", get(digest::digest))
+        .route("/api/sync/range", get(digest::range))
         .route("/api/sync/status", get(status::status))
         .route("/api/sync/openapi.json", get(openapi::openapi))
         .route("/healthz", get(health::healthz))

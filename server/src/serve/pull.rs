@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, Uri, header};
 use axum::response::Response;
 use tidewire_protocol::ErrorCode;
 use tokio::time::Instant;
@@ -14,7 +13,7 @@ use super::Parts;
 use super::compress::Encoding;
 use super::errors::{ApiError, shown};
 use super::query::PullQuery;
-use super::read::{PageJob, ReadOutcome, ReadyPage};
+use super::read::{PageJob, ReadOutcome, ReadyPage, respond};
 use crate::access::{Identity, TokenError};
 use crate::log::{Cursor, Since};
 
@@ -75,14 +74,7 @@ pub(super) async fn pull(
 }
 
 fn answer(page: ReadyPage) -> Response {
-    let mut response = Response::new(Body::from(page.body));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding, authorization"));
-    if let Some(encoding) = page.encoding.header() {
-        headers.insert(header::CONTENT_ENCODING, encoding);
-    }
-    response
+    respond(page.body, page.encoding)
 }
 
 impl Parts {

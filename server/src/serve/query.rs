@@ -12,7 +12,7 @@ use super::errors::{ApiError, shown};
 use super::page::Format;
 use crate::log::{Cursor, Since};
 
-const LIMIT_DEFAULT: usize = 1_000;
+pub(super) const LIMIT_DEFAULT: usize = 1_000;
 const LIMIT_MAX: usize = 10_000;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Wall clocks may run ahead of the cluster time by as much, so a time reads from this far before.
@@ -38,14 +38,7 @@ pub(super) struct PullQuery {
 impl PullQuery {
     /// Reads the query of `uri`; `now_seconds` since 1970 is what "the future" is measured by.
     pub(super) fn parse(uri: &Uri, now_seconds: i64) -> Result<Self, ApiError> {
-        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
-            ApiError::new(
-                ErrorCode::BadRequest,
-                "the query can't be read",
-                "write it as name=value&name=value",
-            )
-        })?;
-        let values = Values(pairs);
+        let values = Values::of(uri)?;
         let since = values.one("since", ErrorCode::InvalidSince)?;
         let limit = values.one("limit", ErrorCode::InvalidLimit)?;
         let wait = values.one("wait", ErrorCode::InvalidWait)?;
@@ -61,11 +54,23 @@ impl PullQuery {
     }
 }
 
-struct Values(Vec<(String, String)>);
+/// Names and values of a query.
+pub(super) struct Values(Vec<(String, String)>);
 
 impl Values {
+    pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
+            ApiError::new(
+                ErrorCode::BadRequest,
+                "the query can't be read",
+                "write it as name=value&name=value",
+            )
+        })?;
+        Ok(Self(pairs.0))
+    }
+
     /// The value of `name`; twice, or as an array or an object (`since[]`, `since[$gt]`), is refused.
-    fn one(&self, name: &str, code: ErrorCode) -> Result<Option<&str>, ApiError> {
+    pub(super) fn one(&self, name: &str, code: ErrorCode) -> Result<Option<&str>, ApiError> {
         let mut found = None;
         for (key, value) in &self.0 {
             let Some(rest) = key.strip_prefix(name) else { continue };
@@ -118,7 +123,7 @@ fn parse_time(text: &str) -> Option<i64> {
     OffsetDateTime::parse(&unescaped, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp)
 }
 
-fn parse_limit(text: &str) -> Result<usize, ApiError> {
+pub(super) fn parse_limit(text: &str) -> Result<usize, ApiError> {
     whole(text).filter(|limit| (1..=LIMIT_MAX).contains(limit)).ok_or_else(|| {
         let message = format!("limit is {}", shown(text));
         let remedy = format!("send a whole number from 1 to {LIMIT_MAX}");
@@ -136,7 +141,7 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 }
 
 /// Digits alone: no sign, no space, no fraction.
-fn whole(text: &str) -> Option<usize> {
+pub(super) fn whole(text: &str) -> Option<usize> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Parts;
@@ -61,6 +63,18 @@ pub(super) fn accounted(bytes: Vec<u8>, mut memory: OwnedSemaphorePermit) -> Byt
     Bytes::from_owner(Accounted { bytes, _memory: memory })
 }
 
+/// An answer of JSON.
+pub(super) fn respond(body: Bytes, encoding: Encoding) -> Response {
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding, authorization"));
+    if let Some(encoding) = encoding.header() {
+        headers.insert(header::CONTENT_ENCODING, encoding);
+    }
+    response
+}
+
 impl AsRef<[u8]> for Accounted {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
@@ -68,17 +82,23 @@ impl AsRef<[u8]> for Accounted {
 }
 
 impl Parts {
-    /// Reads, encodes and compresses one page.
-    pub(super) async fn read_page(self: &Arc<Self>, job: PageJob) -> Result<ReadOutcome, ApiError> {
+    /// Memory for a page, in KiB, and a turn to make it.
+    pub(super) async fn page_turn(
+        &self,
+    ) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ApiError> {
         let turn = async {
             let memory =
                 Arc::clone(&self.bounds.page_memory_kib).acquire_many_owned(PAGE_RESERVE_KIB);
             let memory = memory.await.ok()?;
             Some((memory, Arc::clone(&self.bounds.reads).acquire_owned().await.ok()?))
         };
-        let Ok(Some((memory, turn))) = tokio::time::timeout(TURN_WAIT, turn).await else {
-            return Err(ApiError::not_ready("this server is busy with other pages", 2));
-        };
+        let turn = tokio::time::timeout(TURN_WAIT, turn).await.ok().flatten();
+        turn.ok_or_else(|| ApiError::not_ready("this server is busy with other pages", 2))
+    }
+
+    /// Reads, encodes and compresses one page.
+    pub(super) async fn read_page(self: &Arc<Self>, job: PageJob) -> Result<ReadOutcome, ApiError> {
+        let (memory, turn) = self.page_turn().await?;
         let parts = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let _turn = turn;

@@ -117,6 +117,8 @@ async fn every_real_answer_is_as_the_document_says() {
     let live = format!("?since={cursor}");
     let forged = format!("?since={}", inside.replacen(&inside[30..34], "zzzz", 1));
     let long = format!("?since={}", "A".repeat(30_000));
+    let digest = format!("?collection=plans&at={cursor}");
+    let range = format!("{digest}&depth=0&ranges=0&limit=1");
     let mut statuses = Vec::new();
     for (path, query) in [
         ("/api/sync/pull", ""),
@@ -127,6 +129,10 @@ async fn every_real_answer_is_as_the_document_says() {
         ("/api/sync/pull", "?collections=vault"),
         ("/api/sync/pull", &forged),
         ("/api/sync/pull", &long),
+        ("/api/sync/digest", &digest),
+        ("/api/sync/digest", ""),
+        ("/api/sync/range", &range),
+        ("/api/sync/range", &digest),
         ("/api/sync/status", ""),
         ("/api/sync/openapi.json", ""),
         ("/healthz", ""),
