@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -75,6 +76,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("{warning}");
     }
     let stop = stop_on_signals()?;
+    raise_open_files();
     let rules = compile(RuleSet::compile(&config.collections))?;
     let grants = compile(Grants::compile(&config.access.grants))?;
     let listener = bind(config.http.listen, "--listen").await?;
@@ -111,6 +113,15 @@ async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = 
     tokio::select! {
         () = stop.cancelled() => None,
         done = work => Some(done),
+    }
+}
+
+/// Each push socket is an open file: as many as the system lets this process have.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::Request;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Longest wait for a frame.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// An open socket.
 #[derive(Debug)]
 pub struct Socket {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    stream: WebSocketStream<TcpStream>,
     /// The last frame's `through`.
     pub through: Option<String>,
     /// The last frame's cursor.
@@ -45,6 +46,15 @@ pub fn socket_request_as(url: &str, token: &str) -> Request<()> {
     request
 }
 
+/// A connection with small buffers: a thousand are to fit into a test, and one that never reads is to be
+/// stuck soon.
+async fn dial(request: &Request<()>) -> Option<TcpStream> {
+    let address = request.uri().authority()?.as_str().parse().ok()?;
+    let socket = TcpSocket::new_v4().ok()?;
+    socket.set_recv_buffer_size(32 * 1024).ok()?;
+    socket.connect(address).await.ok()
+}
+
 impl Socket {
     /// Opens a socket and says hello.
     ///
@@ -63,7 +73,9 @@ impl Socket {
     /// # Errors
     /// The server's refusal: its HTTP status, 0 where there is none.
     pub async fn connect(request: Request<()>) -> Result<Self, u16> {
-        match connect_async(request).await {
+        let stream = dial(&request).await.ok_or(0_u16)?;
+        let config = WebSocketConfig::default().read_buffer_size(4 * 1024);
+        match client_async_with_config(request, stream, Some(config)).await {
             Ok((stream, _)) => Ok(Self { stream, through: None, cursor: None }),
             Err(Error::Http(answer)) => Err(answer.status().as_u16()),
             Err(_) => Err(0),

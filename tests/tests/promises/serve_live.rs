@@ -311,22 +311,3 @@ async fn draining_tells_every_socket_when_to_come_again() {
     }
     assert!(began.elapsed() < Duration::from_secs(10));
 }
-
-#[tokio::test]
-async fn sockets_that_never_read_keep_nothing_from_the_others() {
-    let mut served = Served::start().await;
-    backlog(&mut served, 10_000);
-    let mut stuck = Vec::new();
-    for _ in 0..300 {
-        // 30 MB wait for each; they take what fits into their buffers.
-        stuck.push(open(&served, "ada", "0").await);
-    }
-    let mut healthy = open(&served, "bob", "0").await;
-    until_complete(&mut healthy).await;
-    for n in 0..20 {
-        invoice(&mut served, 5_000 + n, 10_000, "bob");
-        let told = tokio::time::timeout(Duration::from_secs(5), healthy.changes()).await;
-        assert_eq!(told.expect("in time").0[0]["payload"]["n"], 5_000 + n);
-    }
-    drop(stuck);
-}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tidewire_protocol::Position;
 use tidewire_protocol::error::ErrorDetail;
 
-use crate::log::PageEnd;
+use crate::log::Cursor;
 
 /// What a client says.
 #[derive(Debug, Deserialize)]
@@ -74,24 +74,15 @@ impl FromServer {
     }
 }
 
-/// What a `changes` frame says before and after its changes.
-#[derive(Debug)]
-pub(super) struct Covers {
-    /// Exclusive.
-    pub(super) after: Position,
+/// What a `changes` frame says before its changes; `after` is exclusive.
+pub(super) fn begin_changes(after: Position) -> Vec<u8> {
+    format!(r#"{{"type":"changes","after":"{after}","changes":["#).into_bytes()
 }
 
-impl Covers {
-    pub(super) fn begin(&self) -> Vec<u8> {
-        format!(r#"{{"type":"changes","after":"{}","changes":["#, self.after).into_bytes()
-    }
-
-    pub(super) fn end(&self, end: &PageEnd, out: &mut Vec<u8>) {
-        let PageEnd { cursor, complete, .. } = end;
-        let through = cursor.position().max(self.after);
-        out.extend_from_slice(
-            format!(r#"],"through":"{through}","cursor":"{cursor}","complete":{complete}}}"#)
-                .as_bytes(),
-        );
-    }
+/// What it says after them; `through` is inclusive.
+pub(super) fn end_changes(through: Position, cursor: &Cursor, complete: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(
+        format!(r#"],"through":"{through}","cursor":"{cursor}","complete":{complete}}}"#)
+            .as_bytes(),
+    );
 }

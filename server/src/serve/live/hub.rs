@@ -1,17 +1,20 @@
 //! Whom a commit concerns: sockets wait by the channels they watch, and a commit wakes those whose
-//! channels it touched and nobody else.
+//! channels it touched and nobody else. It tells each which of them: what a commit holds for a reader
+//! depends on nothing else, so readers that it concerns alike share what is read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::log::{ChannelKey, LogError, Reader, Touched};
+use crate::log::{ChannelKey, Head, LogError, Reader, Touched};
 use crate::status::StatusReceiver;
 
 /// Channels whose keys are kept by number.
 const KEYS_MAX: usize = 100_000;
+/// Channels that a socket is told of; with more touched it reads all that it watches.
+const TOLD_MAX: usize = 32;
 
 type Watcher = u64;
 
@@ -22,8 +25,28 @@ pub(crate) struct Hub(Mutex<Registry>);
 #[derive(Debug, Default)]
 struct Registry {
     next: Watcher,
-    all: HashMap<Watcher, Arc<Notify>>,
-    by_channel: HashMap<ChannelKey, HashMap<Watcher, Arc<Notify>>>,
+    all: HashMap<Watcher, Arc<Bell>>,
+    by_channel: HashMap<ChannelKey, HashMap<Watcher, Arc<Bell>>>,
+    /// Everything through this head has been told.
+    told: Head,
+}
+
+/// What one who waits has not heard.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    news: Mutex<Option<News>>,
+}
+
+/// The commits that touched what somebody watches, since it last asked: one stretch of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct News {
+    /// The head before the first of them.
+    pub(super) after: Head,
+    /// The head after the last.
+    pub(super) through: Head,
+    /// What they touched of what is watched, ascending; `None`: it may be anything.
+    pub(super) channels: Option<Vec<ChannelKey>>,
 }
 
 /// One who waits, until it is dropped.
@@ -32,7 +55,7 @@ pub(super) struct Watch {
     hub: Arc<Hub>,
     watcher: Watcher,
     channels: Box<[ChannelKey]>,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Hub {
@@ -43,38 +66,73 @@ impl Hub {
     /// Watches all pairs of these collections and channels. What is committed from now on wakes it.
     pub(super) fn watch(self: &Arc<Self>, collections: &[String], channels: &[String]) -> Watch {
         let channels = ChannelKey::of(collections, channels);
-        let woken = Arc::new(Notify::new());
+        let bell = Arc::new(Bell::default());
         let mut registry = self.lock();
         let watcher = registry.next;
         registry.next += 1;
-        registry.all.insert(watcher, Arc::clone(&woken));
+        registry.all.insert(watcher, Arc::clone(&bell));
         for key in &channels {
-            registry.by_channel.entry(*key).or_default().insert(watcher, Arc::clone(&woken));
+            registry.by_channel.entry(*key).or_default().insert(watcher, Arc::clone(&bell));
         }
         drop(registry);
-        Watch { hub: Arc::clone(self), watcher, channels, woken }
+        Watch { hub: Arc::clone(self), watcher, channels, bell }
     }
 
-    fn wake_all(&self) {
-        for woken in self.lock().all.values() {
-            woken.notify_one();
-        }
-    }
-
-    fn wake(&self, keys: &[ChannelKey]) {
-        let registry = self.lock();
-        for watchers in keys.iter().filter_map(|key| registry.by_channel.get(key)) {
-            for woken in watchers.values() {
-                woken.notify_one();
+    /// Tells everybody who watches one of these channels (`None`: everybody) of the commits between two
+    /// heads.
+    fn tell(&self, after: Head, through: Head, keys: Option<&[ChannelKey]>) {
+        let mut registry = self.lock();
+        registry.told = through;
+        let Some(keys) = keys else {
+            for bell in registry.all.values() {
+                bell.ring(after, through, None);
+            }
+            return;
+        };
+        for key in keys {
+            for bell in registry.by_channel.get(key).into_iter().flat_map(HashMap::values) {
+                bell.ring(after, through, Some(*key));
             }
         }
+    }
+}
+
+impl Bell {
+    fn lock(&self) -> MutexGuard<'_, Option<News>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self, after: Head, through: Head, key: Option<ChannelKey>) {
+        let mut news = self.lock();
+        let news = news.get_or_insert(News { after, through, channels: Some(Vec::new()) });
+        news.through = through;
+        match (&mut news.channels, key) {
+            (Some(channels), Some(key)) if channels.len() < TOLD_MAX => {
+                if let Err(at) = channels.binary_search(&key) {
+                    channels.insert(at, key);
+                }
+            }
+            (channels, _) => *channels = None,
+        }
+        self.rung.notify_one();
     }
 }
 
 impl Watch {
     /// Until something that is watched was touched since the last time.
     pub(super) async fn woken(&self) {
-        self.woken.notified().await;
+        self.bell.rung.notified().await;
+    }
+
+    /// Takes what there is to hear.
+    pub(super) fn news(&self) -> Option<News> {
+        self.bell.lock().take()
+    }
+
+    /// Nothing to hear: up to this head nothing that is watched was touched since the last time.
+    pub(super) fn quiet_through(&self) -> Option<Head> {
+        let told = self.hub.lock().told;
+        self.bell.lock().is_none().then_some(told)
     }
 }
 
@@ -93,17 +151,28 @@ impl Drop for Watch {
     }
 }
 
-/// Follows the head and wakes whom each commit concerns, until the server drains. The end of a copy
-/// concerns everybody: what was incomplete is complete, and a collection may have become visible.
-pub(crate) async fn follow(
+/// Follows the head from now on and wakes whom each commit concerns, until the server drains. The end of
+/// a copy concerns everybody: what was incomplete is complete, and a collection may have become visible.
+pub(crate) fn follow(
     hub: Arc<Hub>,
     reader: Reader,
     mut status: StatusReceiver,
     draining: CancellationToken,
-) {
-    let mut copying: Vec<String> = status.borrow_and_update().copies.keys().cloned().collect();
+) -> impl Future<Output = ()> {
     let mut head = reader.head();
-    let mut seen = head.borrow_and_update().seq;
+    let seen = *head.borrow_and_update();
+    hub.tell(seen, seen, Some(&[]));
+    let copying = status.borrow_and_update().copies.keys().cloned().collect();
+    go_on(hub, reader, (head, seen), (status, copying), draining)
+}
+
+async fn go_on(
+    hub: Arc<Hub>,
+    reader: Reader,
+    (mut head, mut seen): (watch::Receiver<Head>, Head),
+    (mut status, mut copying): (StatusReceiver, Vec<String>),
+    draining: CancellationToken,
+) {
     let mut keys = Keys { reader: reader.clone(), known: HashMap::new() };
     loop {
         let moved = tokio::select! {
@@ -115,7 +184,7 @@ pub(crate) async fn follow(
                     let ended = copying.iter().any(|name| !status.copies.contains_key(name));
                     copying = status.copies.keys().cloned().collect();
                     if ended {
-                        hub.wake_all();
+                        hub.tell(seen, seen, None);
                     }
                 }
                 continue;
@@ -124,24 +193,23 @@ pub(crate) async fn follow(
         if moved.is_err() {
             return;
         }
-        let now = head.borrow_and_update().seq;
-        if now == seen {
-            continue;
-        }
-        match reader.touched_since(seen) {
-            Touched::Anything => hub.wake_all(),
+        let now = *head.borrow_and_update();
+        // An idle source moves the head too, and nobody's channel.
+        let touched = match reader.touched_since(seen.seq) {
+            Touched::Anything => None,
             Touched::Channels(mut numbers) => {
                 numbers.sort_unstable();
                 numbers.dedup();
-                match keys.of(numbers).await {
-                    Ok(touched) => hub.wake(&touched),
-                    Err(error) => {
+                keys.of(numbers).await.map_or_else(
+                    |error| {
                         tracing::warn!(%error, "the log can't tell whom a commit concerns; all are woken");
-                        hub.wake_all();
-                    }
-                }
+                        None
+                    },
+                    Some,
+                )
             }
-        }
+        };
+        hub.tell(seen, now, touched.as_deref());
         seen = now;
     }
 }

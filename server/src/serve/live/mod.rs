@@ -3,16 +3,18 @@
 
 mod frames;
 mod hub;
+mod made;
+mod memory;
+mod news;
 mod pages;
 mod session;
+mod socket;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use tidewire_protocol::ErrorCode;
@@ -24,16 +26,15 @@ use crate::access::{Identity, TokenError};
 
 use hub::Hub;
 pub(crate) use hub::follow;
+use memory::Memory;
+use news::{NewsTurns, Tellings};
 use pages::Frames;
+use socket::Upgrade;
 
 /// What a socket speaks.
 const PROTOCOL: &str = "tidewire.v1";
 /// In `Sec-WebSocket-Protocol`, before a token.
 const BEARER: &str = "bearer.";
-/// Largest frame of a client: a hello with a long cursor, or a token.
-const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// A socket's buffers at first; one that sent a larger frame keeps a buffer of that frame's size.
-const BUFFER_BYTES: usize = 1_024;
 /// Push sockets of this server, and of one subject: a user's machines and windows, many times over.
 const SESSIONS_MAX: usize = 12_000;
 const SESSIONS_OF_SUBJECT_MAX: usize = 1_000;
@@ -44,7 +45,10 @@ const DRAIN_MAX: Duration = Duration::from_secs(3);
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) hub: Arc<Hub>,
+    memory: Memory,
     frames: Frames,
+    tellings: Tellings,
+    news_turns: NewsTurns,
     sessions: TaskTracker,
     subjects: Arc<Mutex<HashMap<String, usize>>>,
 }
@@ -64,9 +68,14 @@ impl Live {
         }
     }
 
+    /// Open sockets.
+    fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
     fn seat(&self, subject: &str) -> Option<Seat> {
         let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.sessions.len() > SESSIONS_MAX {
+        if self.sessions() > SESSIONS_MAX {
             return None;
         }
         let count = subjects.entry(subject.to_owned()).or_default();
@@ -92,25 +101,21 @@ impl Drop for Seat {
 
 pub(super) async fn live(
     State(parts): State<Arc<Parts>>,
-    headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let identity = parts.identify_socket(&headers)?;
-    parts.check_origin(&headers)?;
-    let upgrade = upgrade.map_err(|rejection| {
-        let remedy = "open it as a WebSocket (version 13, over HTTP/1.1)";
-        ApiError::new(ErrorCode::BadRequest, shown(&rejection.body_text()), remedy)
-    })?;
+    let identity = parts.identify_socket(request.headers())?;
+    parts.check_origin(request.headers())?;
+    let upgrade = Upgrade::of(request)?;
     parts.visible(&identity, None)?;
     parts.check_serving()?;
+    let response = upgrade.response();
     let tracker = parts.live.sessions.clone();
-    Ok(upgrade
-        .protocols([PROTOCOL])
-        .max_frame_size(FRAME_BYTES_MAX)
-        .max_message_size(FRAME_BYTES_MAX)
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(0)
-        .on_upgrade(move |socket| tracker.track_future(session::run(parts, identity, socket))))
+    tracker.spawn(async move {
+        if let Some(socket) = upgrade.socket().await {
+            session::run(parts, identity, socket).await;
+        }
+    });
+    Ok(response)
 }
 
 impl Parts {

@@ -1,137 +1,103 @@
-//! What a socket is sent, read from the log: frames of changes, each made once for all sockets that
-//! stand at the same place and see the same.
+//! Frames that are read for a socket's own cursor, as a pull's pages are: a first copy, a catch-up, what a
+//! new token gained and lost. Sockets that stand at one place and see the same share them.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use axum::extract::ws::Utf8Bytes;
+use axum::body::Bytes;
 use tidewire_protocol::Position;
-use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::Parts;
 use super::super::errors::ApiError;
 use super::super::page::{Format, PageWriter};
 use super::super::read::{PageJob, accounted};
-use super::frames::Covers;
-use crate::log::{Head, PageEnd, Since};
+use super::frames::{begin_changes, end_changes};
+use super::made::Made;
+use super::memory::{Purpose, needed};
+use crate::log::{PageEnd, Since};
 
 /// A frame ends before the change that would take its changes past this many bytes.
-const FRAME_BYTES_MAX: usize = 128 * 1024;
-/// Memory for frames of all sockets, KiB.
-const MEMORY_KIB: usize = 24 * 1024;
-/// What is set aside for a frame while it is made.
-const RESERVE_KIB: u32 = (FRAME_BYTES_MAX / 1024 * 2) as u32;
-/// How long a socket waits for memory before those that take nothing are asked to go.
-const MEMORY_WAIT: Duration = Duration::from_millis(250);
-/// Frames that are kept for others, and the largest that is.
-const SHARED_MAX: usize = 1_024;
-const SHARED_BYTES_MAX: usize = 16 * 1024;
+pub(super) const FRAME_BYTES_MAX: usize = 128 * 1024;
+/// Changes in a frame.
+pub(super) const LIMIT: usize = 1_000;
+/// The largest frame that is kept when nobody is being sent it any more.
+pub(super) const KEPT_BYTES_MAX: usize = 16 * 1024;
 
-/// Frames and the memory that they may take.
-#[derive(Debug)]
-pub(crate) struct Frames {
-    memory_kib: Arc<Semaphore>,
-    /// Told when a socket waits for memory in vain.
-    pub(super) memory_wanted: Notify,
-    shared: Mutex<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    /// The head at which these frames were asked for: beyond it they may be short.
-    head: Head,
-    frames: HashMap<Place, Arc<OnceCell<Arc<Frame>>>>,
-}
+/// Frames by where their sockets stand.
+pub(super) type Frames = Made<Place, Frame>;
 
 /// Where a socket stands and what it sees.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+pub(super) struct Place {
     collections: Arc<[String]>,
     channels: Arc<[String]>,
     is_json: bool,
     since: String,
+    after: Position,
 }
 
 /// What follows a cursor.
 #[derive(Debug)]
 pub(super) struct Frame {
     /// A `changes` frame.
-    pub(super) text: Utf8Bytes,
+    pub(super) text: Bytes,
     pub(super) end: PageEnd,
     /// The cursor is ahead of the log: there is nothing to tell yet, and this is not sent.
     pub(super) is_ahead: bool,
 }
 
-impl Default for Frames {
-    fn default() -> Self {
-        Self {
-            memory_kib: Arc::new(Semaphore::new(MEMORY_KIB)),
-            memory_wanted: Notify::new(),
-            shared: Mutex::default(),
-        }
-    }
-}
-
-impl Frames {
-    /// The cell of the frame that follows `place` at `head`; `None` where there are too many.
-    fn cell(&self, place: Place, head: Head) -> Option<Arc<OnceCell<Arc<Frame>>>> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared.head != head {
-            shared.head = head;
-            shared.frames.clear();
-        }
-        if shared.frames.len() >= SHARED_MAX && !shared.frames.contains_key(&place) {
-            return None;
-        }
-        Some(Arc::clone(shared.frames.entry(place).or_default()))
-    }
-
-    /// A frame that is not worth its memory is not kept.
-    fn forget(&self, place: &Place) {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.frames.remove(place);
-    }
-
-    async fn memory(&self) -> Option<OwnedSemaphorePermit> {
-        loop {
-            let wanted = Arc::clone(&self.memory_kib).acquire_many_owned(RESERVE_KIB);
-            match tokio::time::timeout(MEMORY_WAIT, wanted).await {
-                Ok(memory) => return memory.ok(),
-                Err(_) => self.memory_wanted.notify_waiters(),
-            }
-        }
-    }
-}
-
 impl Parts {
-    /// What follows `job.since`, made now or by another socket a moment ago.
-    pub(super) async fn frame(self: &Arc<Self>, job: &PageJob) -> Result<Arc<Frame>, ApiError> {
-        let Since::Cursor(cursor) = &job.since else { return self.make_frame(job.clone()).await };
+    /// What follows `job.since` on a socket that was told everything through `after`.
+    pub(super) async fn frame(
+        self: &Arc<Self>,
+        job: &PageJob,
+        after: Position,
+    ) -> Result<Arc<Frame>, ApiError> {
+        let Since::Cursor(cursor) = &job.since else { return self.make_frame(job, after).await };
         let place = Place {
             collections: Arc::clone(&job.collections),
             channels: Arc::clone(&job.channels),
             is_json: job.format == Format::Json,
             since: cursor.to_string(),
+            after,
         };
-        let head = *self.reader.head().borrow();
-        let Some(cell) = self.live.frames.cell(place.clone(), head) else {
-            return self.make_frame(job.clone()).await;
-        };
-        let frame = cell.get_or_try_init(|| self.make_frame(job.clone())).await.cloned();
-        if !frame.as_ref().is_ok_and(|frame| frame.text.len() <= SHARED_BYTES_MAX) {
-            self.live.frames.forget(&place);
-        }
-        frame
+        let head = self.reader.head().borrow().seq;
+        let is_small = |frame: &Frame| frame.text.len() <= KEPT_BYTES_MAX;
+        self.live.frames.get(head, place, is_small, || self.make_frame(job, after)).await
     }
 
-    async fn make_frame(self: &Arc<Self>, job: PageJob) -> Result<Arc<Frame>, ApiError> {
-        let memory = self.live.frames.memory().await.ok_or_else(ApiError::internal)?;
-        let turn = Arc::clone(&self.bounds.reads).acquire_owned().await;
+    async fn make_frame(
+        self: &Arc<Self>,
+        job: &PageJob,
+        after: Position,
+    ) -> Result<Arc<Frame>, ApiError> {
+        let mut purpose = Purpose::Frame;
+        loop {
+            let job = job.clone();
+            let make = move |parts: &Self, memory| parts.make_frame_blocking(&job, after, memory);
+            match self.read_for_frame(purpose, make).await? {
+                Ok(frame) => return Ok(Arc::new(frame)),
+                Err(kib) => purpose = Purpose::Large(kib),
+            }
+        }
+    }
+
+    /// Runs `read` on another thread, with memory for what it makes.
+    pub(super) async fn read_for_frame<T: Send + 'static>(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        read: impl FnOnce(&Self, OwnedSemaphorePermit) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let memory = self.live.memory.take(purpose).await.ok_or_else(ApiError::internal)?;
+        let turns = match purpose {
+            Purpose::News => &self.live.news_turns.0,
+            Purpose::Frame | Purpose::Large(_) => &self.bounds.reads,
+        };
+        let turn = Arc::clone(turns).acquire_owned().await;
         let parts = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            parts.make_frame_blocking(&job, memory)
+            read(&parts, memory)
         });
         made.await.map_err(|error| {
             tracing::error!(%error, "reading a frame panicked");
@@ -139,21 +105,26 @@ impl Parts {
         })?
     }
 
+    /// The frame, or how many KiB it needs where it is too large for `memory`.
     fn make_frame_blocking(
         &self,
         job: &PageJob,
+        after: Position,
         memory: OwnedSemaphorePermit,
-    ) -> Result<Arc<Frame>, ApiError> {
-        let covers = Covers { after: position_of(&job.since) };
-        let begin =
-            || PageWriter::begin_with(&self.rules, job.format, covers.begin(), FRAME_BYTES_MAX);
+    ) -> Result<Result<Frame, u32>, ApiError> {
+        let begin = || {
+            let begin = begin_changes(after);
+            PageWriter::begin_with(&self.rules, job.format, begin, FRAME_BYTES_MAX)
+        };
         let (writer, end, is_ahead) = self.write_changes(job, begin)?;
         let mut bytes = writer.into_bytes();
-        covers.end(&end, &mut bytes);
+        let through = end.cursor.position().max(after);
+        end_changes(through, &end.cursor, end.complete, &mut bytes);
+        if let Some(kib) = needed(bytes.len(), &memory) {
+            return Ok(Err(kib));
+        }
         bytes.shrink_to_fit();
-        let text =
-            Utf8Bytes::try_from(accounted(bytes, memory)).map_err(|_| ApiError::internal())?;
-        Ok(Arc::new(Frame { text, end, is_ahead }))
+        Ok(Ok(Frame { text: accounted(bytes, memory), end, is_ahead }))
     }
 }
 

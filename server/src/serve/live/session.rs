@@ -4,10 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+use axum::body::Bytes;
 use rand::RngExt as _;
-use tidewire_protocol::ErrorCode;
+use tidewire_protocol::{ErrorCode, Position};
 use tokio::time::{Instant, Sleep};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::super::Parts;
 use super::super::compress::Encoding;
@@ -15,11 +17,12 @@ use super::super::errors::ApiError;
 use super::super::page::Format;
 use super::super::query::{parse_format, parse_since};
 use super::super::read::PageJob;
-use super::frames::{FromClient, FromServer, Hello};
-use super::hub::Watch;
-use super::pages::position_of;
+use super::frames::{FromClient, FromServer, Hello, begin_changes, end_changes};
+use super::hub::{News, Watch};
+use super::pages::{LIMIT, position_of};
+use super::socket::Socket;
 use crate::access::{Identity, TokenError};
-use crate::log::Since;
+use crate::log::{Cursor, Head, Since};
 use crate::metrics::{now_ms, time_text};
 
 /// The first frame must come within this time.
@@ -28,14 +31,14 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Each keepalive comes with a ping; a client that has answered none for so long is gone.
 const HEARD_MAX: Duration = Duration::from_secs(60);
-/// Changes in a frame.
-const LIMIT: usize = 1_000;
 /// A socket that has taken nothing of a frame for this long goes when memory is short.
 const STUCK: Duration = Duration::from_secs(1);
 /// A frame must be taken within this time; a socket that takes not a byte is dropped sooner.
 const TAKEN_MAX: Duration = Duration::from_secs(60);
-/// Told to those whom a stopping server sends away: seconds, spread evenly.
-const RETRY_SECONDS_MAX: u32 = 5;
+/// Told to those whom a stopping server sends away: seconds, spread evenly up to this many, or more
+/// where there are many: so many come again in a second.
+const RETRY_SECONDS: u32 = 5;
+const RETRIES_PER_SECOND_MAX: usize = 500;
 
 /// Why a session ends.
 enum End {
@@ -79,7 +82,7 @@ fn too_slow(message: &str) -> End {
     End::Told { close: 4408, error }
 }
 
-pub(super) async fn run(parts: Arc<Parts>, identity: Identity, mut socket: WebSocket) {
+pub(super) async fn run(parts: Arc<Parts>, identity: Identity, mut socket: Socket) {
     parts.metrics.socket_opened();
     let end = match parts.live.seat(&identity.subject) {
         // On the heap: most of its life a session waits, and then it should take little.
@@ -98,9 +101,10 @@ pub(super) async fn run(parts: Arc<Parts>, identity: Identity, mut socket: WebSo
         let code = detail.code.clone();
         let told = FromServer::Error { success: false, error: detail }.text();
         let last = async {
-            let _ = socket.send(Message::Text(told.into())).await;
+            let _ = socket.send_text(&[told.into()]).await;
             let reason = Utf8Bytes::from(code);
-            let _ = socket.send(Message::Close(Some(CloseFrame { code: close, reason }))).await;
+            let frame = CloseFrame { code: close.into(), reason };
+            let _ = socket.send(Message::Close(Some(frame))).await;
             // Until the other side has closed too: else what is on its way may be lost.
             while let Some(Ok(_)) = socket.recv().await {}
         };
@@ -116,16 +120,20 @@ struct Session<'a> {
     /// What the hello asked for.
     asked: Option<Vec<String>>,
     watch: Watch,
+    /// Everything through here has been told, as far as it goes: the last frame's `through`.
+    through: Position,
     /// The last frame said so, or the cursor it began with.
     complete: bool,
+    /// Everything that this token may see was told when the log was last read: what comes then is news.
+    is_live: bool,
     /// When the next keepalive is due.
     keepalive: Pin<Box<Sleep>>,
     heard: Instant,
 }
 
-async fn talk(parts: &Arc<Parts>, identity: Identity, socket: &mut WebSocket) -> Result<(), End> {
+async fn talk(parts: &Arc<Parts>, identity: Identity, socket: &mut Socket) -> Result<(), End> {
     let hello = tokio::select! {
-        () = parts.draining.cancelled() => return Err(draining()),
+        () = parts.draining.cancelled() => return Err(draining(parts)),
         hello = tokio::time::timeout(HELLO_MAX, hello(socket)) => match hello {
             Ok(hello) => hello?,
             Err(_) => return Err(too_slow("no hello came within 10 s")),
@@ -139,7 +147,7 @@ async fn talk(parts: &Arc<Parts>, identity: Identity, socket: &mut WebSocket) ->
     }
 }
 
-async fn hello(socket: &mut WebSocket) -> Result<Hello, End> {
+async fn hello(socket: &mut Socket) -> Result<Hello, End> {
     loop {
         if let Some(frame) = understood(socket.recv().await)? {
             return match frame {
@@ -151,21 +159,22 @@ async fn hello(socket: &mut WebSocket) -> Result<Hello, End> {
 }
 
 /// A client's frame; `None` for what is not for us.
-fn understood(received: Option<Result<Message, axum::Error>>) -> Result<Option<FromClient>, End> {
+fn understood(received: Option<Result<Message, Error>>) -> Result<Option<FromClient>, End> {
     match received {
         Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
             Ok(frame) => Ok(Some(frame)),
             Err(error) => Err(bad_frame(format!("a frame can't be understood: {error}"))),
         },
-        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
         Some(Ok(Message::Binary(_))) => Err(bad_frame("a binary frame")),
         Some(Ok(Message::Close(_))) | None => Err(End::Gone),
         Some(Err(_)) => Err(bad_frame("a frame that is too large or none at all")),
     }
 }
 
-fn draining() -> End {
-    let seconds = rand::rng().random_range(1..=RETRY_SECONDS_MAX);
+fn draining(parts: &Parts) -> End {
+    let many = u32::try_from(parts.live.sessions() / RETRIES_PER_SECOND_MAX).unwrap_or(u32::MAX);
+    let seconds = rand::rng().random_range(1..=many.max(RETRY_SECONDS));
     ApiError::draining().retry_after(seconds).into()
 }
 
@@ -177,6 +186,7 @@ impl<'a> Session<'a> {
         // Before the first read: what is committed while it runs wakes the wait after it.
         let watch = parts.live.hub.watch(&collections, &identity.channels);
         let complete = matches!(&since, Since::Cursor(cursor) if cursor.is_complete());
+        let through = position_of(&since);
         let job = PageJob {
             since,
             collections: collections.into(),
@@ -187,31 +197,94 @@ impl<'a> Session<'a> {
         };
         let keepalive = Box::pin(tokio::time::sleep(KEEPALIVE));
         let (asked, heard) = (hello.collections, Instant::now());
-        Ok(Self { parts, identity, job, asked, watch, complete, keepalive, heard })
+        let is_live = false;
+        Ok(Self {
+            parts,
+            identity,
+            job,
+            asked,
+            watch,
+            through,
+            complete,
+            is_live,
+            keepalive,
+            heard,
+        })
     }
 
-    async fn welcome(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+    async fn welcome(&mut self, socket: &mut Socket) -> Result<(), End> {
         let welcome = FromServer::Welcome {
             server_time: time_text(now_ms()),
             checkpoint: self.parts.reader.head().borrow().position,
             keepalive_seconds: KEEPALIVE.as_secs(),
             token_expires_in: self.identity.expires_in(now_ms()),
         };
-        self.send(socket, welcome.text().into()).await
+        self.send(socket, &[welcome.text().into()]).await
     }
 
     /// Tells everything that follows the cursor.
-    async fn tell(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+    async fn tell(&mut self, socket: &mut Socket) -> Result<(), End> {
+        // Taken before the log is read: what is committed meanwhile is news again.
+        let news = self.watch.news();
+        if let Some(news) = news.filter(|news| self.is_news(news)) {
+            self.check()?;
+            let told = self.parts.told(news.clone(), self.job.format).await?;
+            if let (Some(told), Since::Cursor(cursor)) = (&*told, &self.job.since) {
+                let cursor = cursor.moved_to(news.through);
+                if told.count > 0 {
+                    self.parts.metrics.page(told.count, told.changes.len());
+                    let begin = begin_changes(self.through).into();
+                    let mut end = Vec::new();
+                    end_changes(news.through.position, &cursor, true, &mut end);
+                    self.send(socket, &[begin, told.changes.clone(), end.into()]).await?;
+                }
+                self.move_to(cursor, news.through);
+                return Ok(());
+            }
+        }
+        self.catch_up(socket).await
+    }
+
+    /// Whether a stretch is what comes next: the session has been told all that concerns it before, with
+    /// all the channels that it is about.
+    fn is_news(&self, news: &News) -> bool {
+        let Since::Cursor(cursor) = &self.job.since else { return false };
+        let reads = news.channels.as_ref().is_some_and(|channels| cursor.reads(channels));
+        self.is_live && reads && self.through <= news.after.position
+    }
+
+    fn move_to(&mut self, cursor: Cursor, head: Head) {
+        self.through = head.position;
+        self.job.since = Since::Cursor(cursor);
+    }
+
+    /// Whether anything may be told at all.
+    fn check(&self) -> Result<(), End> {
+        if self.parts.draining.is_cancelled() {
+            return Err(draining(self.parts));
+        }
+        if self.identity.valid_for(now_ms()).is_zero() {
+            return Err(TokenError::Expired.into());
+        }
+        self.parts.check_serving()?;
+        Ok(self.parts.check_copied(&self.job.collections)?)
+    }
+
+    /// Tells everything that follows the cursor, frame by frame as the log is read.
+    async fn catch_up(&mut self, socket: &mut Socket) -> Result<(), End> {
         loop {
-            if self.parts.draining.is_cancelled() {
-                return Err(draining());
-            }
-            if self.identity.valid_for(now_ms()).is_zero() {
-                return Err(TokenError::Expired.into());
-            }
-            self.parts.check_serving()?;
-            self.parts.check_copied(&self.job.collections)?;
-            let frame = self.parts.frame(&self.job).await?;
+            self.check()?;
+            let (parts, job) = (self.parts, self.job.clone());
+            let mut made = std::pin::pin!(parts.frame(&job, self.through));
+            let frame = loop {
+                tokio::select! {
+                    biased;
+                    // A new token is not to be told what only the last one might see.
+                    received = socket.recv() => if self.hear(received)? { break None },
+                    frame = made.as_mut() => break Some(frame?),
+                }
+            };
+            let Some(frame) = frame else { continue };
             let end = &frame.end;
             if frame.is_ahead {
                 return Ok(());
@@ -219,59 +292,76 @@ impl<'a> Session<'a> {
             let completes = end.complete && !self.complete;
             if end.count > 0 || end.has_more || completes {
                 self.parts.metrics.page(end.count, frame.text.len());
-                self.send(socket, frame.text.clone()).await?;
+                self.send(socket, std::slice::from_ref(&frame.text)).await?;
+                self.through = end.cursor.position().max(self.through);
                 self.job.since = Since::Cursor(end.cursor.clone());
                 self.complete = end.complete;
             } else if matches!(self.job.since, Since::Nothing | Since::Time(_)) {
                 self.job.since = Since::Cursor(end.cursor.clone());
             }
             if !end.has_more {
+                self.is_live = end.complete;
                 return Ok(());
             }
         }
     }
 
     /// Until there may be something to tell.
-    async fn wait(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+    async fn wait(&mut self, socket: &mut Socket) -> Result<(), End> {
         loop {
             let left = self.identity.valid_for(now_ms());
             tokio::select! {
-                () = self.parts.draining.cancelled() => return Err(draining()),
+                () = self.parts.draining.cancelled() => return Err(draining(self.parts)),
                 () = self.watch.woken() => return Ok(()),
-                received = socket.recv() => {
-                    self.heard = Instant::now();
-                    if let Some(frame) = understood(received)? {
-                        self.renew(frame)?;
-                        return Ok(());
-                    }
-                }
+                received = socket.recv() => if self.hear(received)? { return Ok(()) },
                 () = self.keepalive.as_mut() => return self.keep_alive(socket).await,
                 () = tokio::time::sleep(left) => return Err(TokenError::Expired.into()),
             }
         }
     }
 
+    /// Takes what the client says; true: its access may be another now.
+    fn hear(&mut self, received: Option<Result<Message, Error>>) -> Result<bool, End> {
+        self.heard = Instant::now();
+        match understood(received)? {
+            Some(frame) => self.renew(frame).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     /// Nothing was told for a while: says so, and how far that reaches.
-    async fn keep_alive(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+    async fn keep_alive(&mut self, socket: &mut Socket) -> Result<(), End> {
         if self.heard.elapsed() > HEARD_MAX {
             return Err(too_slow("no ping was answered for a minute"));
         }
-        let frame = self.parts.frame(&self.job).await?;
-        let end = &frame.end;
-        let silent = end.count == 0 && !end.has_more && (self.complete || !end.complete);
-        if silent && !frame.is_ahead {
-            self.job.since = Since::Cursor(end.cursor.clone());
+        if self.is_live {
+            self.move_on().await?;
+        } else {
+            self.catch_up(socket).await?;
         }
         if let Since::Cursor(cursor) = &self.job.since {
             let keepalive = FromServer::Keepalive {
-                through: position_of(&self.job.since),
+                through: self.through,
                 cursor: cursor.to_string(),
                 server_time: time_text(now_ms()),
                 token_expires_in: self.identity.expires_in(now_ms()),
             };
-            self.send(socket, keepalive.text().into()).await?;
+            self.send(socket, &[keepalive.text().into()]).await?;
         }
-        self.send_message(socket, Message::Ping(Vec::new().into())).await
+        self.send_message(socket, Message::Ping(Bytes::new())).await
+    }
+
+    /// Moves the cursor over what does not concern the session.
+    async fn move_on(&mut self) -> Result<(), End> {
+        let quiet = self.watch.quiet_through();
+        let Some(head) = quiet.filter(|head| head.position > self.through) else { return Ok(()) };
+        // Whether the log is complete there, once for all.
+        let news = News { after: head, through: head, channels: Some(Vec::new()) };
+        let is_complete = self.parts.told(news, self.job.format).await?.is_some();
+        if let (true, Since::Cursor(cursor)) = (is_complete, &self.job.since) {
+            self.move_to(cursor.moved_to(head), head);
+        }
+        Ok(())
     }
 
     /// A new token: the same subject, and its access from now on.
@@ -287,25 +377,33 @@ impl<'a> Session<'a> {
         }
         let collections = self.parts.visible(&identity, self.asked.as_deref())?;
         self.watch = self.parts.live.hub.watch(&collections, &identity.channels);
+        self.is_live = false;
         self.job.collections = collections.into();
         self.job.channels = identity.channels.clone().into();
         self.identity = identity;
         Ok(())
     }
 
-    async fn send(&mut self, socket: &mut WebSocket, text: Utf8Bytes) -> Result<(), End> {
-        self.send_message(socket, Message::Text(text)).await
+    async fn send(&mut self, socket: &mut Socket, text: &[Bytes]) -> Result<(), End> {
+        self.until_taken(socket.send_text(text)).await
     }
 
-    async fn send_message(&mut self, socket: &mut WebSocket, message: Message) -> Result<(), End> {
+    async fn send_message(&mut self, socket: &mut Socket, message: Message) -> Result<(), End> {
+        self.until_taken(socket.send(message)).await
+    }
+
+    async fn until_taken(
+        &mut self,
+        sent: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), End> {
         let stuck = async {
             tokio::time::sleep(STUCK).await;
-            let wanted = self.parts.live.frames.memory_wanted.notified();
+            let wanted = self.parts.live.memory.wanted.notified();
             let _ = tokio::time::timeout(TAKEN_MAX, wanted).await;
         };
         let sent = tokio::select! {
             biased;
-            sent = socket.send(message) => sent.map_err(|_| End::Gone),
+            sent = sent => sent.map_err(|_| End::Gone),
             // Nothing more can be told to it.
             () = stuck => Err(End::Gone),
         };
