@@ -5,6 +5,7 @@
 //! with runs in this process: the driver alone, and a bare SQLite loop.
 
 mod drain;
+mod live;
 mod load;
 mod report;
 mod rows;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use bson::Timestamp;
 use clap::{Args, ValueEnum};
 use mongodb::{Client, Database};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use self::report::{Aim, Figure};
@@ -32,6 +34,9 @@ pub struct BenchArgs {
     /// Documents, and events of the backlog (half inserts, half updates).
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     documents: u64,
+    /// Push sockets of each crowd.
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000])]
+    sockets: Vec<usize>,
     /// Rounds, each of ours and what it is compared with; the medians are shown.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -52,6 +57,10 @@ enum Part {
     Copy,
     /// A client's first copy.
     Sync,
+    /// From a write to its row in a replica.
+    Live,
+    /// Crowds of push sockets.
+    Crowd,
 }
 
 /// Memory that the server may hold, bytes.
@@ -91,7 +100,12 @@ pub async fn run(args: &BenchArgs) -> Result<()> {
     if wanted(Part::Copy) || wanted(Part::Sync) {
         bench.copies().await.context("measure the first copies")?;
     }
-    bench.memory();
+    if wanted(Part::Live) || wanted(Part::Crowd) {
+        bench.live().await.context("measure what is live")?;
+    }
+    if bench.memory_max > 0 {
+        bench.memory();
+    }
     bench.print()
 }
 
@@ -99,7 +113,7 @@ impl Bench<'_> {
     fn database(&self, name: &str) -> Result<(Database, Setup)> {
         let dir = self.dir.join(name);
         std::fs::create_dir_all(&dir)?;
-        let setup = Setup { uri: self.uri.clone(), database: name.to_owned(), dir };
+        let setup = Setup { uri: self.uri.clone(), database: name.to_owned(), dir, more: "" };
         Ok((self.client.database(name), setup))
     }
 
@@ -194,6 +208,27 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// How soon a write is a row, and crowds of push sockets.
+    async fn live(&mut self) -> Result<()> {
+        raise_open_files()?;
+        let (database, setup) = self.database("bench_live")?;
+        let setup = Setup { more: live::CONFIGURED, ..setup };
+        if self.args.only != Some(Part::Crowd) {
+            self.say("writes one by one");
+            let delays = live::delays(&database, &setup, self.args.rounds).await?;
+            self.figures.extend(delays);
+        }
+        if self.args.only != Some(Part::Live) {
+            let (database, setup) = self.database("bench_crowd")?;
+            let setup = Setup { more: live::CONFIGURED, ..setup };
+            for &count in &self.args.sockets {
+                self.say(&format!("a crowd of {count} sockets"));
+                self.figures.extend(live::Crowd::measure(&database, &setup, count).await?);
+            }
+        }
+        Ok(())
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "bytes of memory are far below 2^52")]
     fn memory(&mut self) {
         let held = self.memory_max as f64;
@@ -239,6 +274,12 @@ fn compare_rows(replica: &Path, count: u64) -> Result<(Duration, f64)> {
     #[expect(clippy::cast_precision_loss, reason = "bytes of a file are far below 2^52")]
     let growth = std::fs::metadata(replica)?.len() as f64 / rows.json_bytes() as f64;
     Ok((took, growth))
+}
+
+/// A crowd has a file open for each socket.
+fn raise_open_files() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("open many files")
 }
 
 fn cluster_time(time: Timestamp) -> u64 {

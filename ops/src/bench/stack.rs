@@ -30,6 +30,22 @@ pub(super) struct Setup {
     pub(super) database: String,
     /// For configurations, logs of processes and replicas.
     pub(super) dir: PathBuf,
+    /// Collections beside that of the invoices, as the configuration has them.
+    pub(super) more: &'static str,
+}
+
+/// A client that runs until it is stopped.
+pub(super) struct Client(Guarded);
+
+impl Client {
+    /// Ends it.
+    pub(super) async fn stop(mut self) -> Result<()> {
+        let status = self.0.stop(STOPPED_WITHIN).await?;
+        if !status.success() {
+            bail!("the client ended badly ({status}): {}", self.0.last_words(20));
+        }
+        Ok(())
+    }
 }
 
 /// A running server.
@@ -104,18 +120,43 @@ impl Server {
         Ok(())
     }
 
-    /// Runs the client until it is caught up, into a new replica; from its start to its end.
-    pub(super) async fn sync_once(&self, setup: &Setup, replica: &Path) -> Result<Duration> {
+    /// Its address, `http://…`.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A token of `sub`, without roles.
+    pub(super) fn token_of(&self, sub: &str) -> Result<String> {
+        token::sign(SECRET, &Claims::of(sub))
+    }
+
+    /// Resident memory now, bytes.
+    pub(super) fn memory(&self) -> Result<u64> {
+        memory(self.process.id(), "VmRSS:")
+    }
+
+    fn client(&self, setup: &Setup, replica: &Path, how: &[&str]) -> Result<Guarded> {
         let token = setup.dir.join("token");
         std::fs::write(&token, &self.token)?;
-        let started = Instant::now();
-        let mut client = Launch::new(std::env::current_exe()?, setup.dir.join("client.log"))
-            .args(["internal-client", "--once", "--server", &self.url, "--token-file"])
+        Launch::new(std::env::current_exe()?, setup.dir.join("client.log"))
+            .args(["internal-client", "--server", &self.url, "--token-file"])
             .arg(&token)
             .arg("--db")
             .arg(replica)
+            .args(how)
             .env("RUST_LOG", "warn")
-            .start()?;
+            .start()
+    }
+
+    /// Starts a client that follows this server, into a new replica.
+    pub(super) fn follow(&self, setup: &Setup, replica: &Path) -> Result<Client> {
+        self.client(setup, replica, &[]).map(Client)
+    }
+
+    /// Runs the client until it is caught up, into a new replica; from its start to its end.
+    pub(super) async fn sync_once(&self, setup: &Setup, replica: &Path) -> Result<Duration> {
+        let started = Instant::now();
+        let mut client = self.client(setup, replica, &["--once"])?;
         let status = client.wait(PATIENCE).await?;
         let took = started.elapsed();
         if !status.success() {
@@ -126,7 +167,7 @@ impl Server {
 
     /// Ends it; gives the most memory that it ever held, bytes.
     pub(super) async fn stop(mut self) -> Result<u64> {
-        let memory = memory_max(self.process.id())?;
+        let memory = memory(self.process.id(), "VmHWM:")?;
         let status = self.process.stop(STOPPED_WITHIN).await?;
         if !status.success() {
             bail!("the server ended badly ({status}): {}", self.process.last_words(20));
@@ -135,16 +176,16 @@ impl Server {
     }
 }
 
-/// `VmHWM`: resident memory at its highest, bytes.
-fn memory_max(process: u32) -> Result<u64> {
+/// Resident memory of a process, bytes: `VmRSS:` now, `VmHWM:` at its highest.
+fn memory(process: u32, which: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.context("no VmHWM")?.trim().trim_end_matches("kB").trim();
+    let line = status.lines().find_map(|line| line.strip_prefix(which));
+    let kib = line.with_context(|| format!("no {which}"))?.trim().trim_end_matches("kB").trim();
     Ok(kib.parse::<u64>()? * 1024)
 }
 
 fn configuration(setup: &Setup, data_dir: &Path, ports: &[u16]) -> String {
-    let Setup { uri, database, .. } = setup;
+    let Setup { uri, database, more, .. } = setup;
     let (listen, admin) = (ports[0], ports[1]);
     let dir = data_dir.display();
     format!(
@@ -163,6 +204,6 @@ grants = ["everyone", "user:{{sub}}", "role:{{roles}}"]
 [[collections]]
 name = "{COLLECTION}"
 channels = ["user:{{userId}}", "role:admin"]
-"#
+{more}"#
     )
 }
