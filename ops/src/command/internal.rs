@@ -2,10 +2,11 @@
 //! building one program is enough.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
-use tidewire::SyncClient;
+use clap::{Args, ValueEnum};
+use tidewire::{SyncClient, TransportChoice};
 use tidewire_server::config::Config;
 use tidewire_server::run::{RunError, run};
 
@@ -38,6 +39,29 @@ pub(super) struct InternalClient {
     /// Until it is caught up
     #[arg(long)]
     once: bool,
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
+    /// Seconds between two polls
+    #[arg(long, default_value_t = 300)]
+    poll_interval: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Transport {
+    #[default]
+    Auto,
+    Push,
+    Poll,
+}
+
+impl From<Transport> for TransportChoice {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Push => Self::Push,
+            Transport::Poll => Self::Poll,
+        }
+    }
 }
 
 impl InternalClient {
@@ -45,6 +69,9 @@ impl InternalClient {
     pub(super) async fn run(self) -> Result<Outcome> {
         let mut stop = Stop::listen()?;
         let client = SyncClient::builder(self.server).replica(self.db).token_file(self.token_file);
+        let client = client
+            .transport(self.transport.into())
+            .poll_interval(Duration::from_secs(self.poll_interval));
         if self.once {
             client.sync_once().await?;
             return Ok(Outcome::Done);

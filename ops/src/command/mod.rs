@@ -9,6 +9,7 @@ mod mongod;
 mod replay;
 mod seed;
 mod token;
+mod torture;
 mod up;
 mod verify;
 
@@ -54,6 +55,9 @@ enum Command {
     Token(token::Token),
     /// Compare a replica with its source, document by document; exit 1 where they differ
     Verify(verify::Verify),
+    /// Random load and random faults against three mongods, two servers and four clients at once; exit 1
+    /// where a promise was broken
+    Torture(torture::Torture),
     /// Figures that anyone can repeat, each beside what it is compared with
     Bench(crate::bench::BenchArgs),
 }
@@ -99,6 +103,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Seed(command) => command.run().await,
         Command::Token(command) => command.run(),
         Command::Verify(command) => command.run().await,
+        Command::Torture(command) => command.run().await,
         Command::Bench(args) => crate::bench::run(&args).await.map(|()| Outcome::Done),
     }
 }

@@ -94,7 +94,7 @@ impl ReplicaSet {
         let nodes = start_nodes(&mongod, &dir, &options).await?;
         let set = Self { nodes, options, dir, _temporary: temporary };
         set.configure().await?;
-        set.all_take_part().await?;
+        set.is_whole().await?;
         set.primary().await?;
         Ok(set)
     }
@@ -150,7 +150,10 @@ impl ReplicaSet {
     }
 
     /// Waits until every node is a primary or a secondary: before that it can't be elected.
-    async fn all_take_part(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When one of them is not in a minute.
+    pub async fn is_whole(&self) -> Result<()> {
         let deadline = Instant::now() + PRIMARY_WITHIN;
         while Instant::now() < deadline {
             let hellos = self.nodes.iter().map(|node| node.admin(doc! { "hello": 1 }));

@@ -316,7 +316,9 @@ fn begin_anew(writer: &mut Writer, rules: &RuleSet, time: u64) -> Result<u64, Lo
         let copy = CopyState { rules: rules.fingerprint(), ..CopyState::default() };
         writer.set_copy_state(id, copy)?;
     }
-    let time = time.max(writer.tail().high_water);
+    let from = writer.tail().high_water;
+    let time = time.max(from);
+    tracing::info!(from, through = time, "copies begin");
     writer.set_tail(TailState { resume_token: None, high_water: time })?;
     writer.commit()?;
     Ok(time)

@@ -273,7 +273,8 @@ impl Tail {
     pub(super) fn walked_through(&mut self, chunk: &Chunk) {
         match self.walk.take() {
             Some(Walk::Copy(at)) if self.tracked[at].copy.finished => {
-                tracing::info!(collection = %self.tracked[at].name, "the copy is finished");
+                let cluster_time = self.stands.high_water;
+                tracing::info!(collection = %self.tracked[at].name, cluster_time, "the copy is finished");
             }
             Some(Walk::Check(check)) if chunk.last || check.is_through() => {
                 self.end_check(check);

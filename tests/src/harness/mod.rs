@@ -6,7 +6,6 @@
 mod client;
 mod mongo;
 mod oracle;
-mod proxy;
 mod server;
 mod socket;
 mod wait;
@@ -14,9 +13,9 @@ mod wait;
 pub use client::Client;
 pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
 pub use oracle::{differences, must_equal};
-pub use proxy::Proxy;
 pub use server::{Server, ServerOptions, collection};
 pub use socket::{Socket, socket_request, socket_request_as};
+pub use tidewire_ops::proxy::Proxy;
 pub use tidewire_ops::token::{Claims, sign};
 pub use wait::{eventually, seed};
 

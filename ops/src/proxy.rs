@@ -1,5 +1,6 @@
 //! A TCP proxy on loopback that can cut, delay and swallow what goes through it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +34,7 @@ struct Weather {
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
+    target: watch::Sender<String>,
     weather: watch::Sender<Weather>,
     accepted: Arc<AtomicUsize>,
     _running: DropGuard,
@@ -44,18 +46,27 @@ impl Proxy {
     /// # Panics
     /// When there is no port to be had.
     pub async fn to(target: impl Into<String>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("its address");
+        Self::start(target).await.expect("a port")
+    }
+
+    /// As [`Proxy::to`].
+    ///
+    /// # Errors
+    /// When there is no port to be had.
+    pub async fn start(target: impl Into<String>) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
         let (weather, seen) = watch::channel(Weather::default());
         let ending = CancellationToken::new();
         let accepted = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&accepted);
-        let (target, running) = (target.into(), ending.clone());
+        let running = ending.clone();
+        let (target, targets) = watch::channel(target.into());
         tokio::spawn(async move {
-            let accept = accept_all(listener, target, seen, counter, running.clone());
+            let accept = accept_all(listener, targets, seen, counter, running.clone());
             running.run_until_cancelled(accept).await;
         });
-        Self { address, weather, accepted, _running: ending.drop_guard() }
+        Ok(Self { address, target, weather, accepted, _running: ending.drop_guard() })
     }
 
     /// Where it listens: `127.0.0.1:port`.
@@ -74,6 +85,12 @@ impl Proxy {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Forwards to another target from now on, and cuts what there is.
+    pub fn turn_to(&self, target: impl Into<String>) {
+        self.target.send_replace(target.into());
+        self.cut();
     }
 
     /// Cuts every connection that there is; new ones work.
@@ -135,7 +152,7 @@ impl Proxy {
 
 async fn accept_all(
     listener: TcpListener,
-    target: String,
+    targets: watch::Receiver<String>,
     weather: watch::Receiver<Weather>,
     accepted: Arc<AtomicUsize>,
     ending: CancellationToken,
@@ -145,7 +162,8 @@ async fn accept_all(
         if weather.borrow().refuse {
             continue;
         }
-        let (target, weather, ending) = (target.clone(), weather.clone(), ending.clone());
+        let target = targets.borrow().clone();
+        let (weather, ending) = (weather.clone(), ending.clone());
         tokio::spawn(async move {
             let connection = connect(near, number, target, weather);
             ending.run_until_cancelled(connection).await;

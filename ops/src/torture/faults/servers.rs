@@ -1,0 +1,75 @@
+//! What happens to the servers.
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use rand::RngExt;
+
+use super::Lane;
+use crate::torture::findings::Kind;
+use crate::torture::stage::ServerPart;
+
+/// Seconds between two faults.
+const PAUSE: std::ops::Range<f64> = 3.0..10.0;
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    Stop,
+    Freeze,
+    LoseLog,
+}
+
+const FAULTS: [(u32, Fault); 4] =
+    [(6, Fault::Kill), (3, Fault::Stop), (4, Fault::Freeze), (1, Fault::LoseLog)];
+
+pub(super) async fn run(mut lane: Lane, mut servers: Vec<ServerPart>) -> Result<Vec<ServerPart>> {
+    while lane.pause(PAUSE).await {
+        for server in &mut servers {
+            if let Err(error) = server.must_run() {
+                lane.findings.broken(Kind::Stuck, format!("{error:#}"));
+                server.start()?;
+            }
+        }
+        let index = lane.rng.random_range(0..servers.len());
+        let fault = lane.pick(&FAULTS);
+        inject(&mut lane, &mut servers[index], fault).await?;
+    }
+    for server in &mut servers {
+        server.must_run()?;
+    }
+    Ok(servers)
+}
+
+async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Result<()> {
+    let name = server.site.name;
+    match fault {
+        Fault::Kill => {
+            lane.findings.fault("server killed with kill -9", name);
+            server.kill().await?;
+            lane.hold(0.0..4.0).await;
+            server.start()
+        }
+        Fault::Stop => {
+            lane.findings.fault("server ended with SIGTERM", name);
+            let status = server.stop().await?;
+            if status.is_some_and(|status| !status.success()) {
+                lane.findings.broken(Kind::Stuck, format!("{name} ended with {status:?}"));
+            }
+            lane.hold(0.0..4.0).await;
+            server.start()
+        }
+        Fault::Freeze => {
+            lane.findings.fault("server frozen with SIGSTOP", name);
+            server.signal(Signal::SIGSTOP)?;
+            lane.hold(0.5..9.0).await;
+            server.signal(Signal::SIGCONT)
+        }
+        Fault::LoseLog => {
+            lane.findings.fault("server loses its log", name);
+            server.kill().await?;
+            std::fs::remove_dir_all(server.site.data_dir())?;
+            lane.hold(0.0..3.0).await;
+            server.start()
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Collections that are dropped, renamed, written over and made again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::Database;
+use mongodb::error::Result;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio_util::sync::CancellationToken;
+
+use super::{DDL_PAUSE, Versions, WRITE_MAX, next};
+use crate::torture::findings::Findings;
+use crate::torture::stage::Site;
+
+const DOCUMENTS: i32 = 600;
+/// Not followed.
+const STAGING: &str = "staging";
+
+/// Changes whole collections now and then.
+pub(super) async fn run(
+    site: Site,
+    mut rng: StdRng,
+    versions: Versions,
+    findings: Arc<Findings>,
+    over: CancellationToken,
+) {
+    while !over.is_cancelled() {
+        let kind = KINDS[rng.random_range(0..KINDS.len())];
+        let work = change(&site.database, kind, &mut rng, &versions);
+        match tokio::time::timeout(WRITE_MAX, work).await {
+            Ok(Ok(())) => {
+                findings.note(&format!("ddl: {kind}"));
+                findings.count("changes of whole collections", 1);
+            }
+            Ok(Err(error)) => findings.note(&format!("ddl: {kind} failed: {error}")),
+            Err(_) => findings.note(&format!("ddl: {kind} was not done in time")),
+        }
+        let pause = Duration::from_secs_f64(rng.random_range(DDL_PAUSE));
+        let _ = over.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+}
+
+const KINDS: [&str; 11] = [
+    "insert many",
+    "update many",
+    "delete many",
+    "drop",
+    "drop and make again",
+    "rename over it",
+    "rename to an unfollowed name",
+    "rename between followed names",
+    "$out",
+    "$merge",
+    "insert many, then rename it away and back",
+];
+
+async fn change(
+    database: &Database,
+    kind: &str,
+    rng: &mut StdRng,
+    versions: &Versions,
+) -> Result<()> {
+    let churn = database.collection::<Document>("churn");
+    match kind {
+        "insert many" => fill(database, "churn", rng, versions).await,
+        "update many" => {
+            let change = doc! { "$set": { "v": next(versions) }, "$inc": { "count": 1 } };
+            let some = doc! { "_id": { "$lt": rng.random_range(0..DOCUMENTS) } };
+            churn.update_many(some, change).await.map(drop)
+        }
+        "delete many" => {
+            let some = doc! { "_id": { "$gte": rng.random_range(0..DOCUMENTS) } };
+            churn.delete_many(some).await.map(drop)
+        }
+        "drop" => churn.drop().await,
+        "drop and make again" => {
+            churn.drop().await?;
+            fill(database, "churn", rng, versions).await
+        }
+        "rename over it" => {
+            stage(database, rng, versions).await?;
+            rename(database, STAGING, "churn").await
+        }
+        "rename to an unfollowed name" => rename(database, "churn", "elsewhere").await,
+        "rename between followed names" => rename(database, "churn", "churn2").await,
+        "$out" => {
+            stage(database, rng, versions).await?;
+            let out = doc! { "$out": "churn" };
+            database.collection::<Document>(STAGING).aggregate([out]).await.map(drop)
+        }
+        "$merge" => {
+            stage(database, rng, versions).await?;
+            let merge = doc! { "$merge": { "into": "churn", "whenMatched": "replace" } };
+            database.collection::<Document>(STAGING).aggregate([merge]).await.map(drop)
+        }
+        _ => {
+            fill(database, "churn", rng, versions).await?;
+            rename(database, "churn", "elsewhere").await?;
+            rename(database, "elsewhere", "churn").await
+        }
+    }
+}
+
+/// New documents for `$out` and renames, newer than any.
+async fn stage(database: &Database, rng: &mut StdRng, versions: &Versions) -> Result<()> {
+    database.collection::<Document>(STAGING).drop().await?;
+    fill(database, STAGING, rng, versions).await
+}
+
+/// Writes some documents, those that are there written over.
+async fn fill(
+    database: &Database,
+    name: &str,
+    rng: &mut StdRng,
+    versions: &Versions,
+) -> Result<()> {
+    let from = rng.random_range(0..DOCUMENTS / 2);
+    let through = rng.random_range(from..DOCUMENTS);
+    let text = "c".repeat(rng.random_range(0..200));
+    let updates = (from..=through).map(|id| {
+        let new = doc! { "v": next(versions), "text": text.as_str(), "count": 0 };
+        Bson::Document(doc! { "q": { "_id": id }, "u": new, "upsert": true })
+    });
+    let updates: Vec<Bson> = updates.collect();
+    let write = doc! { "update": name, "updates": updates, "writeConcern": { "w": "majority" } };
+    database.run_command(write).await.map(drop)
+}
+
+async fn rename(database: &Database, from: &str, to: &str) -> Result<()> {
+    let [from, to] = [from, to].map(|name| format!("{}.{name}", database.name()));
+    let rename = doc! { "renameCollection": from, "to": to, "dropTarget": true };
+    let admin = database.client().database("admin");
+    match admin.run_command(rename).await.map(drop) {
+        // There is nothing to rename.
+        Err(error) if is_not_found(&error) => Ok(()),
+        renamed => renamed,
+    }
+}
+
+fn is_not_found(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 26)
+}

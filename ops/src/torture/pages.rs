@@ -1,0 +1,182 @@
+//! Readers that pull small pages over HTTP, now from one server, now from the other, with one cursor: every
+//! complete page leaves a state that the source had, and nothing but what the token may see comes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::findings::{Findings, Kind};
+use super::stage::{ACCOUNTS_EACH, HIDDEN, OWNERS, Site, TOTAL, token};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(300);
+const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
+const LIMIT_MAX: u32 = 300;
+
+/// One for an administrator, one for an owner.
+pub(super) fn readers(site: &Site, seed: u64) -> Result<Vec<Reader>> {
+    let urls: Vec<String> = site.servers.iter().map(|server| server.url.clone()).collect();
+    let reader = |(number, owner): (u64, Option<&'static str>)| {
+        Ok(Reader {
+            name: owner.unwrap_or("admin"),
+            owner,
+            token: token(owner, TOKEN_TTL)?,
+            urls: urls.clone(),
+            http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?,
+            rng: StdRng::seed_from_u64(seed ^ (0x9a9e5 + number)),
+            cursor: "0".into(),
+            position: String::new(),
+            accounts: HashMap::new(),
+            versions: HashMap::new(),
+        })
+    };
+    [None, Some("cem")]
+        .into_iter()
+        .zip(0..)
+        .map(|(owner, number)| reader((number, owner)))
+        .collect()
+}
+
+pub(super) struct Reader {
+    name: &'static str,
+    owner: Option<&'static str>,
+    token: String,
+    urls: Vec<String>,
+    http: reqwest::Client,
+    rng: StdRng,
+    cursor: String,
+    /// The last change's.
+    position: String,
+    /// Owner and balance.
+    accounts: HashMap<String, (String, i64)>,
+    versions: HashMap<(String, String), i64>,
+}
+
+impl Reader {
+    /// Reads until the checks are over.
+    pub(super) async fn run(mut self, findings: Arc<Findings>, over: CancellationToken) {
+        let mut server = 0;
+        loop {
+            if self.rng.random_ratio(1, 20) {
+                server = self.rng.random_range(0..self.urls.len());
+            }
+            let step = self.step(server, &findings);
+            match over.run_until_cancelled(step).await {
+                None => return,
+                Some(true) => {}
+                Some(false) => {
+                    tokio::time::sleep(PAUSE).await;
+                    server = (server + 1) % self.urls.len();
+                }
+            }
+        }
+    }
+
+    /// One page; false where there was none to be had.
+    async fn step(&mut self, server: usize, findings: &Findings) -> bool {
+        let limit = self.rng.random_range(1..LIMIT_MAX);
+        let (url, cursor) = (&self.urls[server], &self.cursor);
+        let url = format!("{url}/api/sync/pull?since={cursor}&limit={limit}&wait=1");
+        let asked = self.http.get(url).bearer_auth(&self.token).send().await;
+        let Ok(answer) = asked else { return false };
+        let status = answer.status().as_u16();
+        let Ok(text) = answer.text().await else { return false };
+        let Ok(page) = serde_json::from_str::<Value>(&text) else {
+            findings
+                .broken(Kind::Different, format!("a page that is no JSON from server {server}"));
+            return false;
+        };
+        match status {
+            200 => {}
+            410 => {
+                findings.count("answers 410 to page readers", 1);
+                findings
+                    .note(&format!("page reader {}: 410 {}", self.name, page["error"]["reason"]));
+                self.cursor = "0".into();
+                self.position.clear();
+                self.accounts.clear();
+                self.versions.clear();
+                return false;
+            }
+            429 | 503 => return false,
+            _ => {
+                findings.broken(Kind::Stuck, format!("server {server} answers {status}: {text}"));
+                return false;
+            }
+        }
+        if text.contains(HIDDEN) {
+            findings.broken(Kind::Leaked, format!("server {server} sends what is hidden"));
+        }
+        self.take(&page, server, findings);
+        findings.count("pages", 1);
+        true
+    }
+
+    fn take(&mut self, page: &Value, server: usize, findings: &Findings) {
+        let none = Vec::new();
+        for change in page["changes"].as_array().unwrap_or(&none) {
+            self.take_change(change, server, findings);
+        }
+        if page["complete"] == true {
+            findings.count("complete pages", 1);
+            self.check_bank(server, findings);
+        }
+        page["cursor"].as_str().unwrap_or_default().clone_into(&mut self.cursor);
+    }
+
+    fn take_change(&mut self, change: &Value, server: usize, findings: &Findings) {
+        let text = |name: &str| change[name].as_str().unwrap_or_default().to_owned();
+        let (collection, id, position) = (text("collection"), text("mongoId"), text("position"));
+        let from =
+            format!("page reader {} at server {server}, {position}: {collection} {id}", self.name);
+        if position < self.position {
+            let last = &self.position;
+            findings.broken(Kind::Reordered, format!("{from} comes after {last}"));
+        }
+        self.position = position;
+        findings.count("changes in pages", 1);
+        if change["type"] == "delete" {
+            self.accounts.remove(&id);
+            return;
+        }
+        let payload = &change["payload"];
+        let owner = payload["owner"].as_str();
+        let is_owned = matches!(collection.as_str(), "accounts" | "items");
+        if is_owned && self.owner.is_some() && owner != self.owner {
+            findings.broken(Kind::Leaked, format!("{from} is {owner:?}'s"));
+        }
+        let version = payload["v"].as_i64().unwrap_or(0);
+        if collection == "accounts" {
+            let account =
+                (owner.unwrap_or_default().to_owned(), payload["balance"].as_i64().unwrap_or(0));
+            self.accounts.insert(id.clone(), account);
+        }
+        let last = self.versions.insert((collection, id), version);
+        if last.is_some_and(|last| last > version) {
+            findings.broken(Kind::Reordered, format!("{from}: version {version} after {last:?}"));
+        }
+    }
+
+    fn check_bank(&self, server: usize, findings: &Findings) {
+        let owners = self.owner.map_or_else(|| OWNERS.to_vec(), |owner| vec![owner]);
+        for owner in owners {
+            let own = self.accounts.values().filter(|(whose, _)| whose == owner);
+            let (count, sum) = own.fold((0, 0), |sum, (_, balance)| (sum.0 + 1, sum.1 + balance));
+            if (count, sum) != (ACCOUNTS_EACH, TOTAL) {
+                findings.broken(
+                    Kind::Torn,
+                    format!(
+                        "page reader {} at server {server}, {}: {owner} has {count} accounts with {sum}",
+                        self.name, self.position
+                    ),
+                );
+            }
+        }
+    }
+}
