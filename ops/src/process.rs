@@ -207,6 +207,15 @@ impl Drop for Guarded {
     }
 }
 
+/// A path that starts this very program, also where it has been built anew since it was started.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn this_program() -> io::Result<PathBuf> {
+    let link = Path::new("/proc/self/exe");
+    if link.exists() { Ok(link.to_owned()) } else { std::env::current_exe() }
+}
+
 /// Runs a program to its end under the guard, for callers that block: its standard output and error
 /// are those of `stdout` and `stderr`, a pipe's come back.
 ///

@@ -3,14 +3,19 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::house;
 use crate::mongod::{FetchError, Progress, fetch};
+use crate::process::{Guarded, Launch, this_program};
 
 /// The exit code of a script that could not run here.
 const SKIPPED: i32 = 77;
 const COMPOSE_SCRIPT: &str = "ops/docker/prove.sh";
+/// How long load and faults go on, minutes.
+const TORTURE_MINUTES: &str = "5";
+const POLL: Duration = Duration::from_millis(200);
+const TORTURE: &str = "the torture run";
 
 /// What did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +39,9 @@ pub enum CheckError {
     /// The sources can't be read.
     #[error("check: read the sources: {0}")]
     Sources(std::io::Error),
+    /// The torture run can't be started or waited for.
+    #[error("check: {TORTURE}: {0}")]
+    Torture(anyhow::Error),
     /// No mongod for the tests.
     #[error("check: the tests need a mongod: {0}")]
     Mongod(#[from] FetchError),
@@ -51,8 +59,36 @@ pub fn run(top: &Path) -> Result<(), CheckError> {
     step("lints", || cargo(top, "lints", &clippy))?;
     step("programs", || cargo(top, "programs", &["build", "--workspace", "--bins"]))?;
     step("a mongod for the tests", || Ok(fetch(Progress::Shown).map(drop)?))?;
+    // It waits more than it works: beside the containers it costs little.
+    let torture = begin_torture(top)?;
     step("the stack in containers", || compose(top))?;
+    step(TORTURE, || end_torture(torture))?;
     tests(top)
+}
+
+/// Begins five minutes of random faults under random load, quietly. Ends with what comes back.
+fn begin_torture(top: &Path) -> Result<Guarded, CheckError> {
+    let dir = top.join("target/torture").join(std::process::id().to_string());
+    let began = || {
+        std::fs::create_dir_all(&dir)?;
+        Launch::new("nice", dir.join("printed.log"))
+            .arg(this_program()?)
+            .args(["torture", "--minutes", TORTURE_MINUTES, "--dir"])
+            .arg(dir.join("run"))
+            .start()
+    };
+    began().map_err(CheckError::Torture)
+}
+
+fn end_torture(mut torture: Guarded) -> Result<(), CheckError> {
+    let status = loop {
+        match torture.ended().map_err(|error| CheckError::Torture(error.into()))? {
+            Some(status) => break status,
+            None => std::thread::sleep(POLL),
+        }
+    };
+    say(&torture.last_words(usize::MAX));
+    if status.success() { Ok(()) } else { Err(CheckError::Step(TORTURE)) }
 }
 
 fn step(name: &str, run: impl FnOnce() -> Result<(), CheckError>) -> Result<(), CheckError> {

@@ -253,6 +253,10 @@ impl Follower {
         match message {
             "copies begin" => {
                 let from = fields["from"].as_u64().unwrap_or(0);
+                if from == 0 {
+                    // Another log in the old one's place: it tells everything once more.
+                    self.documents.clear();
+                }
                 (0..COLLECTIONS.len()).for_each(|c| self.judge.gap_opens(index, gap(c, from)));
             }
             "the collection is copied again" => {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Options;
 use crate::mongod::{Options as MongodOptions, ReplicaSet};
 use crate::ports;
-use crate::process::{Guarded, Launch};
+use crate::process::{Guarded, Launch, this_program};
 use crate::proxy::Proxy;
 use crate::token::{Claims, sign};
 
@@ -146,9 +146,7 @@ impl Stage {
         let dir = std::path::absolute(&options.dir)?;
         // Under a name of the run's own: this program may be built anew while it runs.
         let program = dir.join("tidewire-ops");
-        let this = std::env::current_exe().context("the path of this program")?;
-        std::fs::hard_link(&this, &program)
-            .or_else(|_| std::fs::copy(&this, &program).map(drop))?;
+        std::fs::copy(this_program()?, &program).context("copy this program")?;
         let mongo = ReplicaSet::start(MongodOptions {
             nodes: options.nodes,
             dir: Some(dir.join("mongod")),

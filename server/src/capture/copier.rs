@@ -10,7 +10,7 @@ use mongodb::Database;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use super::decode::timestamp;
+use super::decode::{cluster_time, timestamp};
 use super::failure::is_snapshot_unavailable;
 use super::reads::id_document;
 use super::reply::Reply;
@@ -129,14 +129,15 @@ impl Copier {
 
     /// Reads a whole collection, or the rest of one. False: nobody takes the chunks.
     async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
-        let plan = Plan::of(&self.database, &order.collection).await?;
         let mut after = order.after.clone();
         if plan.no_collection {
             let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
             return Ok(self.chunks.send(Chunk::nothing(&order, time)).await.is_ok());
         }
         loop {
-            let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
+            let plan = Plan::of(&self.database, &order.collection).await?;
+            let not_before = order.not_before.max(plan.missing_at);
+            let Some(time) = self.time_from(not_before).await else { return Ok(false) };
             match self.read_at(&order, &plan, time, &mut after, room).await? {
                 Read::End => return Ok(true),
                 Read::Nobody => return Ok(false),
@@ -177,6 +178,10 @@ impl Copier {
                 Ok(Some(reply)) => Reply::Driver(reply?),
             };
             let last = reply.is_last();
+            let is_empty = after.is_none() && reply.documents().next().is_none();
+            if is_empty && Plan::of(&self.database, &order.collection).await?.missing_at > time {
+                return Ok(Read::TooOld);
+            }
             if let Some(end) = reply.documents().last() {
                 // Without a readable `_id` the next cursor starts where this one did, which costs time
                 // and loses nothing.
@@ -240,6 +245,9 @@ fn silent() -> Ended {
 struct Plan {
     batch_size: u32,
     documents_total: u64,
+    /// There was no such collection at this time; 0: there is one. What has been dropped or renamed is read
+    /// as empty at earlier times too, at which it was not (MongoDB 6.0).
+    missing_at: u64,
     /// By bounds on the `_id` index. Not where that index orders by another rule than ours (a collation)
     /// or is none (a clustered collection).
     by_index: bool,
@@ -264,11 +272,10 @@ impl Plan {
             _ => 0,
         };
         let wanted = CHUNK_BYTES / number("avgObjSize").max(1);
-        let found = options
-            .get_document("cursor")
-            .and_then(|cursor| cursor.get_array("firstBatch"))
-            .ok()
-            .and_then(|batch| batch.first()?.as_document());
+        let found = options.get_document("cursor").and_then(|c| c.get_array("firstBatch")).ok();
+        let is_missing = found.is_some_and(Vec::is_empty);
+        let now = options.get_timestamp("operationTime").map_or(0, cluster_time);
+        let found = found.and_then(|batch| batch.first()?.as_document());
         let kind = found.and_then(|found| found.get_str("type").ok()).unwrap_or("collection");
         let no_collection = kind != "collection";
         if no_collection {
@@ -281,6 +288,7 @@ impl Plan {
         Ok(Self {
             batch_size: wanted.clamp(1, CHUNK_DOCUMENTS_MAX) as u32,
             documents_total: number("count"),
+            missing_at: if is_missing { now } else { 0 },
             by_index,
             capped: described.is_some_and(|options| options.get_bool("capped").unwrap_or(false)),
             no_collection,

@@ -6,6 +6,7 @@
 //!   it; at a log's first copy all of them become whole in one commit.
 //! - *unsettled*: from the commit in which its copy began to the one in which it ended, what the log has
 //!   of a collection is no state of the source. Pages whose view holds it are incomplete there.
+//! - *gap*: the cluster times of an unsettled stretch, of which the log knows only where they led to.
 //! - *ruled*: what the log had of the collection was put under other rules by this change. Older versions
 //!   are in channels of rules that hold no more: nobody is shown them.
 
@@ -31,7 +32,24 @@ CREATE TABLE unsettled (
     through_seq INTEGER,
     PRIMARY KEY (collection, from_seq)
 ) WITHOUT ROWID;
+CREATE TABLE gaps (
+    collection INTEGER NOT NULL,
+    from_time INTEGER NOT NULL,
+    through_time INTEGER
+);
 ";
+
+/// No cluster time: the gap ends with the commit that is being made.
+const WITH_THIS_COMMIT: i64 = -1;
+
+/// A gap, for a reader whose position is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gap {
+    /// The copy is under way.
+    Open,
+    /// It has ended.
+    Closed,
+}
 
 /// A collection that is followed, or was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +109,7 @@ impl Writer {
             [collection.0],
         )?;
         self.conn.execute("DELETE FROM unsettled WHERE collection = ?1", [collection.0])?;
+        self.conn.execute("DELETE FROM gaps WHERE collection = ?1", [collection.0])?;
         self.copies.remove(&collection);
         self.make_whole()
     }
@@ -118,6 +137,9 @@ impl Writer {
                      OR through_seq <= (SELECT compacted_seq FROM log)",
                 )?
                 .execute([])?;
+            let ends = "UPDATE gaps SET through_time = ?2 WHERE collection = ?1 AND through_time IS NULL";
+            self.conn.prepare_cached(ends)?.execute((collection.0, WITH_THIS_COMMIT))?;
+            self.gap_ends = true;
             return self.make_whole();
         }
         self.conn
@@ -127,6 +149,26 @@ impl Writer {
                  ON CONFLICT (collection, from_seq) DO UPDATE SET through_seq = NULL",
             )?
             .execute((collection.0, from_seq))?;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO gaps (collection, from_time) SELECT ?1, ?2 WHERE NOT EXISTS
+                 (SELECT 1 FROM gaps WHERE collection = ?1 AND through_time IS NULL)",
+            )?
+            .execute((collection.0, self.tail.high_water.cast_signed()))?;
+        Ok(())
+    }
+
+    /// Gaps that end with this commit end at `high_water`: whoever equals the source from there on can go
+    /// on here. What lies before the trim point is refused anyway.
+    pub(super) fn end_gaps(&mut self, high_water: u64) -> Result<(), LogError> {
+        if std::mem::take(&mut self.gap_ends) {
+            self.conn.execute(
+                "UPDATE gaps SET through_time = ?1 WHERE through_time = ?2",
+                (high_water.cast_signed(), WITH_THIS_COMMIT),
+            )?;
+            let old = "DELETE FROM gaps WHERE through_time < (SELECT trim_time FROM log)";
+            self.conn.execute(old, [])?;
+        }
         Ok(())
     }
 
@@ -196,4 +238,23 @@ pub(super) fn is_settled(conn: &Connection, seq: u64, view: &View) -> Result<boo
         }
     }
     Ok(true)
+}
+
+/// The gap that a cluster time is in, of a collection that the view holds.
+pub(super) fn gap_at(conn: &Connection, time: u64, view: &View) -> Result<Option<Gap>, LogError> {
+    let mut select = conn.prepare_cached(
+        "SELECT c.name, g.through_time IS NULL FROM gaps g JOIN collections c ON c.id = g.collection
+         WHERE g.from_time < ?1 AND (g.through_time IS NULL OR ?1 < g.through_time)",
+    )?;
+    let mut rows = select.query([time.cast_signed()])?;
+    let mut found = None;
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(0)?;
+        if view.everything || view.collections.contains(&name_hash(&name)) {
+            let gap = if row.get(1)? { Gap::Open } else { Gap::Closed };
+            // One that has ended is refused, whatever else is under way.
+            found = if found == Some(Gap::Closed) { found } else { Some(gap) };
+        }
+    }
+    Ok(found)
 }

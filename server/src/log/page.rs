@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::{Position, ResyncReason};
 
 use super::cursor::{Fill, Inside, Regrant, View};
-use super::followed::{is_settled, leave_out_unready, ruled_seq};
+use super::followed::{Gap, gap_at, is_settled, leave_out_unready, ruled_seq};
 use super::merge::Merge;
 use super::read::{Entry, Flow, LogState, PageEnd, PageRequest, ReadError, Scope, Since};
 use super::recent::SharedRecent;
@@ -284,6 +284,7 @@ fn plan(
             let mut plan = match &cursor.inside {
                 None => {
                     let after = start(conn, state, request.operation_time, cursor.position)?;
+                    outside_gaps(conn, cursor)?;
                     let (position, old_view) = (cursor.position, cursor.view.clone());
                     Plan { position, after, fill: far_behind(after, ruled, head), old_view }
                 }
@@ -329,6 +330,17 @@ pub(super) fn start(
         return Ok(state.head.seq);
     }
     Ok(seq_at(conn, state.head.seq, position)?)
+}
+
+/// A complete cursor of another log may stand where this one was copying. What its sender holds and
+/// loses between there and the copy's end this log may never have had: it could not tell the delete.
+/// (This log's own cursors are not complete there.)
+fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
+    match gap_at(conn, cursor.position.cluster_time, &cursor.view)? {
+        None => Ok(()),
+        Some(Gap::Open) => Err(ReadError::Ahead),
+        Some(Gap::Closed) => Err(ReadError::Resync(ResyncReason::CursorTooOld)),
+    }
 }
 
 fn go_on_inside(

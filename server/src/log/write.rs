@@ -69,6 +69,8 @@ pub struct Writer {
     next_tail: Option<TailState>,
     pub(super) collections: HashMap<String, CollectionId>,
     pub(super) copies: HashMap<CollectionId, CopyState>,
+    /// The next commit ends a gap.
+    pub(super) gap_ends: bool,
     /// The greatest key of each collection, tombstones included: a key above it is new.
     pub(super) greatest: HashMap<CollectionId, Vec<u8>>,
     pub(super) channels: HashMap<CollectionId, HashMap<String, u32>>,
@@ -156,6 +158,7 @@ impl Writer {
             next_tail: None,
             collections: HashMap::new(),
             copies: HashMap::new(),
+            gap_ends: false,
             greatest: HashMap::new(),
             channels: HashMap::new(),
             channels_len: 0,
@@ -194,6 +197,7 @@ impl Writer {
         self.fresh.clear();
         self.known.clear();
         self.index_on_commit = false;
+        self.gap_ends = false;
         {
             let recent = Recent::rebuild(&self.conn, state.indexed_seq)?;
             let mut shared = self.shared.write();
@@ -448,6 +452,7 @@ impl Writer {
         }
         let indexed_seq =
             if self.index_on_commit { self.last_seq } else { self.shared.read().indexed_seq };
+        self.end_gaps(self.next_tail.as_ref().unwrap_or(&self.tail).high_water)?;
         let tail = self.next_tail.as_ref().unwrap_or(&self.tail);
         self.conn
             .prepare_cached(

@@ -8,6 +8,7 @@ mod client_network;
 mod client_servers;
 mod client_users;
 mod encodings;
+mod failover;
 mod harness;
 mod keys_and_payloads;
 mod patch_oracle;

@@ -1,0 +1,262 @@
+//! Three nodes, of which the primary goes away in every way: no change is lost, doubled or reordered, none
+//! that was rolled back is told, and the log goes on soon (FAULTS 13 to 16).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use mongodb::options::{ClientOptions, WriteConcern};
+use mongodb::{Client as Driver, Database};
+use serde_json::Value;
+use tidewire_ops::verify::Plan;
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, Server, ServerOptions, eventually, must_equal, three_nodes,
+};
+
+/// What a slow, shared machine may need for what takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The promise is 2 s after a new primary, and 6 s of silence before that where the old one is a black
+/// hole; a machine that runs much else needs more.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(25);
+const DOCUMENTS: i32 = 40;
+
+/// Three nodes, a server that follows them, a client, and one who writes all along.
+struct Set {
+    mongo: Mongo,
+    /// Gives up on a node that does not answer.
+    writes: Database,
+    server: Server,
+    client: Client,
+    token: String,
+    cursor: String,
+    /// By document: its last version in the pages.
+    seen: BTreeMap<String, i64>,
+    written: BTreeMap<i32, i64>,
+}
+
+impl Set {
+    async fn start() -> Self {
+        let mongo = three_nodes().await;
+        let mut options = ClientOptions::parse(mongo.uri()).await.expect("a URI");
+        options.server_selection_timeout = Some(Duration::from_secs(5));
+        options.heartbeat_freq = Some(Duration::from_millis(500));
+        options.connect_timeout = Some(Duration::from_secs(1));
+        options.write_concern = Some(WriteConcern::majority());
+        let writes = Driver::with_options(options).expect("a driver").database("invoify");
+        let all = (0..DOCUMENTS).map(|id| doc! { "_id": id, "v": 0_i64 });
+        writes.collection::<Document>("counters").insert_many(all).await.expect("insert");
+        let server = Server::start(ServerOptions::following(&mongo, &["counters"])).await;
+        let token = server.token(&Claims::of("somebody"));
+        let mut client = Client::new(&server.url(), &token);
+        client.start();
+        let (seen, written) = (BTreeMap::new(), (0..DOCUMENTS).map(|id| (id, 0)).collect());
+        let mut set =
+            Self { mongo, writes, server, client, token, cursor: "0".into(), seen, written };
+        set.read().await;
+        assert_eq!(set.seen.len(), DOCUMENTS as usize);
+        set
+    }
+
+    /// Gives every document its next version; when the first one was acknowledged.
+    async fn write(&mut self) -> Instant {
+        let mut first = None;
+        for (id, version) in &mut self.written {
+            let next = *version + 1;
+            // The version says whether an attempt that was cut off had been done.
+            let from = doc! { "_id": *id, "v": *version };
+            let change = doc! { "$set": { "v": next } };
+            let counters = self.writes.collection::<Document>("counters");
+            eventually("a write goes through", PATIENCE, || {
+                let write = counters.update_one(from.clone(), change.clone()).into_future();
+                async move { tokio::time::timeout(Duration::from_secs(3), write).await.ok()?.ok() }
+            })
+            .await;
+            *version = next;
+            first.get_or_insert_with(Instant::now);
+        }
+        first.expect("there are documents")
+    }
+
+    /// Reads pages to the log's head; each document's versions come one by one.
+    async fn read(&mut self) {
+        loop {
+            let query = format!("since={}&limit=7", self.cursor);
+            let (status, page) = self.server.pull(&self.token, &query).await;
+            assert_eq!(status, 200, "{page}");
+            for change in page["changes"].as_array().expect("changes") {
+                let id = change["mongoId"].as_str().expect("an id").to_owned();
+                let version = change["payload"]["v"].as_i64().expect("a version");
+                let last = self.seen.insert(id.clone(), version);
+                let follows = last.is_none_or(|last| version == last + 1);
+                assert!(follows, "{id}: {version} after {last:?}: lost, doubled or reordered");
+            }
+            page["cursor"].as_str().expect("a cursor").clone_into(&mut self.cursor);
+            if page["hasMore"] == false {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the pages tell everything that was written; how long after `since` they began to.
+    async fn goes_on(&mut self, since: Instant) -> Duration {
+        let total = |versions: &BTreeMap<String, i64>| versions.values().sum::<i64>();
+        let before = total(&self.seen);
+        let wanted: i64 = self.written.values().sum();
+        let mut went_on = None;
+        let deadline = Instant::now() + PATIENCE;
+        while total(&self.seen) < wanted {
+            assert!(Instant::now() < deadline, "the log does not go on");
+            self.read().await;
+            if total(&self.seen) > before {
+                went_on.get_or_insert_with(|| since.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        went_on.unwrap_or_else(|| since.elapsed())
+    }
+
+    async fn ready(&self) -> (u16, Value) {
+        let answer =
+            reqwest::get(format!("{}/readyz", self.server.url())).await.expect("an answer");
+        let status = answer.status().as_u16();
+        let text = answer.text().await.expect("a body");
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn lag(&self) -> f64 {
+        let url = format!("{}/api/sync/status", self.server.url());
+        let http = reqwest::Client::new();
+        let answer = http.get(url).bearer_auth(&self.token).send().await.expect("an answer");
+        let status: Value =
+            serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON");
+        status["lag"].as_f64().expect("a lag")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_becomes_of_the_primary_nothing_is_lost_doubled_or_reordered_and_the_log_goes_on()
+{
+    let mut set = Set::start().await;
+    for round in ["step-down", "kill -9", "SIGSTOP"] {
+        set.write().await;
+        set.goes_on(Instant::now()).await;
+        let primary = set.mongo.set.primary().await.expect("a primary");
+        let gone = Instant::now();
+        match round {
+            "step-down" => {
+                let command = doc! { "replSetStepDown": 20, "secondaryCatchUpPeriodSecs": 5 };
+                // It may cut the connection that asked for it.
+                let _ = set.mongo.set.nodes()[primary].admin(command).await;
+            }
+            "kill -9" => set.mongo.node(primary).kill().await.expect("kill it"),
+            _ => set.mongo.node(primary).pause().expect("stop it"),
+        }
+        let first = set.write().await;
+        let after_write = set.goes_on(first).await;
+        let after_fault = gone.elapsed();
+        println!(
+            "{round}: the first write was acknowledged {:.1} s after it; the log had all of them {:.1} s \
+             after the first write, {:.1} s after the fault",
+            (first - gone).as_secs_f64(),
+            after_write.as_secs_f64(),
+            after_fault.as_secs_f64(),
+        );
+        assert!(after_write < GOES_ON_WITHIN, "{round}: {after_write:?}");
+        match round {
+            "step-down" => {}
+            "kill -9" => set.mongo.node(primary).restart().await.expect("start it"),
+            _ => set.mongo.node(primary).resume().expect("let it go on"),
+        }
+        set.mongo.set.is_whole().await.expect("all three");
+    }
+    must_come_through(&set).await;
+}
+
+/// The client has everything, too.
+async fn must_come_through(set: &Set) {
+    let (_, page) = set.server.pull(&set.token, &format!("since={}", set.cursor)).await;
+    let head = page["checkpoint"].as_str().expect("a checkpoint");
+    set.client.reaches(head, PATIENCE).await;
+    must_equal(&set.writes, &Plan::everything(&["counters"]), &set.client.db()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() {
+    let mut set = Set::start().await;
+    set.write().await;
+    set.goes_on(Instant::now()).await;
+    let primary = set.mongo.set.primary().await.expect("a primary");
+    let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
+    for node in &others {
+        set.mongo.node(*node).kill().await.expect("kill it");
+    }
+    let (status, said) = eventually("the server says that it is not ready", PATIENCE, || async {
+        Some(set.ready().await).filter(|(status, _)| *status == 503)
+    })
+    .await;
+    println!("without a majority /readyz says {status}: {}", said["error"]["message"]);
+    let message = said["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("the source can't be reached"), "{said}");
+    let lag = set.lag().await;
+    eventually("the lag grows", PATIENCE, || async { (set.lag().await > lag + 1.0).then_some(()) })
+        .await;
+    // What the log has is served, to the last change and to a new reader.
+    let (status, page) = set.server.pull(&set.token, "since=0&limit=1000").await;
+    assert_eq!((status, page["count"].as_i64()), (200, Some(i64::from(DOCUMENTS))), "{page}");
+    for node in &others {
+        set.mongo.node(*node).restart().await.expect("start it");
+    }
+    set.mongo.set.is_whole().await.expect("all three");
+    let first = set.write().await;
+    let took = set.goes_on(first).await;
+    println!(
+        "with a majority again the log went on {:.1} s after the first write",
+        took.as_secs_f64()
+    );
+    eventually("the server is ready again", PATIENCE, || async {
+        (set.ready().await.0 == 200).then_some(())
+    })
+    .await;
+    must_come_through(&set).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_rolled_back_is_never_in_the_log() {
+    let mut set = Set::start().await;
+    set.write().await;
+    set.goes_on(Instant::now()).await;
+    let primary = set.mongo.set.primary().await.expect("a primary");
+    let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
+    for node in &others {
+        let stop = doc! { "configureFailPoint": "stopReplProducer", "mode": "alwaysOn" };
+        set.mongo.set.nodes()[*node].admin(stop).await.expect("stop it from replicating");
+    }
+    // Acknowledged by the primary, in its journal, and nowhere else.
+    let alone = set.mongo.set.nodes()[primary].client().database("invoify");
+    let alone = alone.collection::<Document>("counters");
+    let journaled = WriteConcern::builder().w(mongodb::options::Acknowledgment::Nodes(1));
+    let journaled = journaled.journal(true).build();
+    let lost = (1_000..1_050).map(|id| doc! { "_id": id, "v": 0_i64 });
+    alone.insert_many(lost).write_concern(journaled.clone()).await.expect("w: 1");
+    let spoil = doc! { "$set": { "v": 1_000_000_i64 } };
+    alone.update_many(doc! {}, spoil).write_concern(journaled).await.expect("w: 1");
+    set.mongo.node(primary).kill().await.expect("kill it");
+    for node in &others {
+        let go_on = doc! { "configureFailPoint": "stopReplProducer", "mode": "off" };
+        set.mongo.set.nodes()[*node].admin(go_on).await.expect("let it replicate");
+    }
+    set.mongo.set.primary().await.expect("another primary");
+    // What was lost can't be passed over unseen: versions must follow each other.
+    let first = set.write().await;
+    set.goes_on(first).await;
+    set.mongo.node(primary).restart().await.expect("it comes back and rolls back");
+    set.mongo.set.is_whole().await.expect("all three");
+    let first = set.write().await;
+    set.goes_on(first).await;
+    let survived = doc! { "_id": { "$gte": 1_000 } };
+    let survived = set.writes.collection::<Document>("counters").count_documents(survived).await;
+    assert_eq!(survived.expect("a count"), 0, "the writes were not rolled back: nothing is proven");
+    let strangers: Vec<&String> = set.seen.keys().filter(|id| id.len() > 3).collect();
+    assert!(strangers.is_empty(), "told although rolled back: {strangers:?}");
+    must_come_through(&set).await;
+}
