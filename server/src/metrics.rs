@@ -166,7 +166,7 @@ pub fn time_text(ms: i64) -> String {
 }
 
 /// How far the log is behind the source, in seconds: by the source's own clock while it answers, and
-/// since it was last heard of while it does not. `None` before it was heard of.
+/// since it was last heard of while it does not, or while it answers and has no majority to commit by. `None` before it was heard of.
 #[must_use]
 pub fn lag_seconds(status: &SourceStatus, now_ms: i64) -> Option<f64> {
     if status.high_water == 0 {
@@ -175,7 +175,9 @@ pub fn lag_seconds(status: &SourceStatus, now_ms: i64) -> Option<f64> {
     let seconds = |cluster_time: u64| (cluster_time >> 32) as f64;
     let behind = (seconds(status.operation_time) - seconds(status.high_water)).max(0.0);
     let silent = match status.phase {
-        SourcePhase::Following | SourcePhase::Copying => 0.0,
+        SourcePhase::Following | SourcePhase::Copying => {
+            status.standstill_seconds(now_ms).unwrap_or(0) as f64
+        }
         _ if status.heard_at_ms == 0 => now_ms as f64 / 1e3 - seconds(status.high_water),
         _ => (now_ms - status.heard_at_ms) as f64 / 1e3,
     };

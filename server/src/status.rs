@@ -19,6 +19,8 @@ pub struct SourceStatus {
     pub high_water: u64,
     /// The source was last heard of at this moment (milliseconds since 1970, 0 before).
     pub heard_at_ms: i64,
+    /// `high_water` last moved at this moment (milliseconds since 1970, 0 before).
+    pub advanced_at_ms: i64,
     /// Why the stream is not running, for people.
     pub trouble: Option<String>,
     /// Documents and events that could not be carried since the server started.
@@ -27,7 +29,19 @@ pub struct SourceStatus {
     pub in_quarantine: u64,
 }
 
+/// A source with a majority commits at least every 10 s, if only a mark of its own; one that answers and
+/// commits nothing for longer than this has lost it.
+const STANDSTILL_MS_MAX: i64 = 25_000;
+
 impl SourceStatus {
+    /// For how many seconds the source has committed nothing, where it follows that it can't.
+    #[must_use]
+    pub fn standstill_seconds(&self, now_ms: i64) -> Option<i64> {
+        let still_ms = now_ms - self.advanced_at_ms;
+        let is_still = self.advanced_at_ms > 0 && still_ms > STANDSTILL_MS_MAX;
+        is_still.then_some(still_ms / 1_000)
+    }
+
     /// The present moment as `heard_at_ms` counts.
     #[must_use]
     pub fn now_ms() -> i64 {

@@ -433,9 +433,12 @@ impl Tail {
         let in_quarantine = self.writer.quarantine_len() as u64;
         self.status.send_modify(|status| {
             status.operation_time = status.operation_time.max(operation_time);
-            status.high_water = high_water;
             status.in_quarantine = in_quarantine;
             status.heard_at_ms = SourceStatus::now_ms();
+            if high_water != status.high_water || status.advanced_at_ms == 0 {
+                status.advanced_at_ms = status.heard_at_ms;
+            }
+            status.high_water = high_water;
             status.trouble = None;
         });
     }

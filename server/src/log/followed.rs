@@ -137,7 +137,8 @@ impl Writer {
                      OR through_seq <= (SELECT compacted_seq FROM log)",
                 )?
                 .execute([])?;
-            let ends = "UPDATE gaps SET through_time = ?2 WHERE collection = ?1 AND through_time IS NULL";
+            let ends =
+                "UPDATE gaps SET through_time = ?2 WHERE collection = ?1 AND through_time IS NULL";
             self.conn.prepare_cached(ends)?.execute((collection.0, WITH_THIS_COMMIT))?;
             self.gap_ends = true;
             return self.make_whole();

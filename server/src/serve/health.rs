@@ -26,14 +26,25 @@ pub(super) fn readyz(State(parts): State<Arc<Parts>>) -> Ready<Result<&'static s
 
 fn check_ready(parts: &Parts) -> Result<&'static str, ApiError> {
     parts.check_serving()?;
-    let reason = match parts.status.borrow().phase {
-        SourcePhase::Copying | SourcePhase::Following => return Ok("ready\n"),
+    let status = parts.status.borrow();
+    let reason = match status.phase {
+        SourcePhase::Copying | SourcePhase::Following => {
+            let Some(seconds) = status.standstill_seconds(SourceStatus::now_ms()) else {
+                return Ok("ready\n");
+            };
+            let reason =
+                format!("the source has committed nothing for {seconds} s: it has no majority");
+            return Err(not_ready(&reason));
+        }
         SourcePhase::Connecting => "the source has not answered yet",
         SourcePhase::Unreachable => "the source can't be reached",
         SourcePhase::Failed => "the source can't be followed any more",
     };
-    let message = format!("{reason}; what the log has is served");
-    Err(ApiError::not_ready(message, CONNECT_RETRY_SECONDS))
+    Err(not_ready(reason))
+}
+
+fn not_ready(reason: &str) -> ApiError {
+    ApiError::not_ready(format!("{reason}; what the log has is served"), CONNECT_RETRY_SECONDS)
 }
 
 impl Parts {
