@@ -53,6 +53,8 @@ use tail::{Tail, TailParts};
 
 /// Failures in a row after which the driver's client is made anew: it may hold on to a node that is gone.
 const CLIENT_FAILURES_MAX: u32 = 3;
+/// How long the driver may take to end its connections.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 /// How long the tail may take to finish what it has when the stream ended.
 const FINISH_MAX: Duration = Duration::from_secs(60);
 
@@ -150,6 +152,8 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             () = tokio::time::sleep(retry::jittered(wait)) => {}
         }
     }
+    // The driver still ends cursors in the background, and panics where its runtime goes before that.
+    let _ = timeout(SHUTDOWN_MAX, client.shutdown().into_future()).await;
     Ok(())
 }
 
