@@ -127,7 +127,7 @@ async fn chaos(
     let ends = Instant::now() + options.run_for;
     let mut view = View::new(options.run_for);
     let mut ticks = tokio::time::interval(TICK);
-    while Instant::now() < ends {
+    while Instant::now() < ends && !lanes.has_ended() {
         tokio::select! {
             () = stop.asked() => break,
             _ = ticks.tick() => view.draw(findings, ends)?,

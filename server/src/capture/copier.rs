@@ -130,14 +130,13 @@ impl Copier {
     /// Reads a whole collection, or the rest of one. False: nobody takes the chunks.
     async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
         let mut after = order.after.clone();
-        if plan.no_collection {
-            let Some(time) = self.time_from(order.not_before).await else { return Ok(false) };
-            return Ok(self.chunks.send(Chunk::nothing(&order, time)).await.is_ok());
-        }
         loop {
             let plan = Plan::of(&self.database, &order.collection).await?;
             let not_before = order.not_before.max(plan.missing_at);
             let Some(time) = self.time_from(not_before).await else { return Ok(false) };
+            if plan.no_collection {
+                return Ok(self.chunks.send(Chunk::nothing(&order, time)).await.is_ok());
+            }
             match self.read_at(&order, &plan, time, &mut after, room).await? {
                 Read::End => return Ok(true),
                 Read::Nobody => return Ok(false),

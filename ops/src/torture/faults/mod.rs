@@ -51,6 +51,11 @@ pub(super) fn start(
 }
 
 impl Lanes {
+    /// A lane has ended, which before its time only a failure makes it do.
+    pub(super) fn has_ended(&self) -> bool {
+        self.source.is_finished() || self.servers.is_finished()
+    }
+
     /// Waits until each lane has healed what it broke.
     pub(super) async fn healed(mut self) -> Result<(ReplicaSet, Vec<ServerPart>, Vec<ClientPart>)> {
         let mongo = self.source.await?.context("the source's faults")?;

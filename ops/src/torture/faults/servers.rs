@@ -67,7 +67,10 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
         Fault::LoseLog => {
             lane.findings.fault("server loses its log", name);
             server.kill().await?;
-            std::fs::remove_dir_all(server.site.data_dir())?;
+            // In one step: the one who reads along may still hold it, and put a file into it.
+            let lost = server.site.dir.join("lost");
+            std::fs::rename(server.site.data_dir(), &lost)?;
+            std::fs::remove_dir_all(lost)?;
             lane.hold(0.0..3.0).await;
             server.start()
         }
