@@ -68,9 +68,9 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
             lane.findings.fault("server loses its log", name);
             server.kill().await?;
             // In one step: the one who reads along may still hold it, and put a file into it.
-            let lost = server.site.dir.join("lost");
+            let lost = server.site.dir.join(format!("lost-{}", lane.rng.random::<u32>()));
             std::fs::rename(server.site.data_dir(), &lost)?;
-            std::fs::remove_dir_all(lost)?;
+            let _ = std::fs::remove_dir_all(lost);
             lane.hold(0.0..3.0).await;
             server.start()
         }
