@@ -489,6 +489,8 @@ fn news_of_the_channels_that_a_stretch_touched_are_what_a_page_tells_of_it() {
         }
     }
     assert!(told > 300, "{told} changes compared");
+}
+
 #[test]
 fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
     let dir = tempfile::tempdir().unwrap();
