@@ -11,5 +11,6 @@ pub mod logging;
 pub mod metrics;
 pub mod retry;
 pub mod run;
+pub mod scrub;
 pub mod serve;
 pub mod status;

@@ -120,6 +120,18 @@ impl Metrics {
             "Documents that are in quarantine now.",
             status.in_quarantine as f64,
         );
+        metric(
+            "tidewire_scrub_mended_total",
+            "counter",
+            "Documents in which scrubs found the log to differ from the source, and mended it.",
+            status.scrub.mended_total as f64,
+        );
+        metric(
+            "tidewire_scrub_finished_seconds",
+            "gauge",
+            "When the last scrub came to its end, seconds since 1970; 0 before.",
+            status.scrub.finished_at_ms as f64 / 1e3,
+        );
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         metric(
             "tidewire_pages_total",

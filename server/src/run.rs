@@ -1,5 +1,6 @@
 //! Builds the parts and owns the tasks: configuration → log → capture → serve, and the way back.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::capture::{self, CaptureError, CaptureParts, CheckError, check_source,
 use crate::config::{Config, ConfigError, LogConfig};
 use crate::log::{LogError, LogOptions, Reader, Writer};
 use crate::metrics::Metrics;
+use crate::scrub::{self, Scrub};
 use crate::serve::{self, Parts};
 use crate::status::{self, CopyProgress, StatusReceiver, StatusSender};
 
@@ -88,7 +90,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (writer, reader) = open_log(&config.log, source)?;
     let (sender, receiver) = status::channel();
     tell_what_the_log_says(&writer, &rules, &sender);
-    let (_checks, orders) = capture::checks();
+    let (checks, orders) = capture::checks();
+    let (asked, scrubs) = scrub::requests();
+    let scrub = Scrub {
+        config: config.scrub.clone(),
+        collections: rules.iter().map(|rules| rules.name().to_owned()).collect(),
+        checks,
+        status: sender.clone(),
+        done_at: HashMap::new(),
+    };
     let capture = tokio::spawn(capture::run(CaptureParts {
         config: config.source.clone(),
         rules: Arc::clone(&rules),
@@ -100,7 +110,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let verifier = TokenVerifier::new(&config.auth, grants);
     let metrics = Arc::new(Metrics::new(config.log.dir.clone()));
     let origins = config.http.allowed_origins.clone();
-    let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone(), origins);
+    let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone(), origins)
+        .with_scrubs(asked);
+    tokio::spawn(scrub.run(scrubs, stop.clone()));
     let served = serve_both(listener, admin_listener, Arc::new(parts));
     until_stopped(capture, served, stop).await
 }

@@ -27,6 +27,64 @@ pub struct SourceStatus {
     pub quarantined: u64,
     /// Documents that are in quarantine now.
     pub in_quarantine: u64,
+    /// The comparison under way of a collection that is copied.
+    pub checking: Option<(String, CopyProgress)>,
+    /// The last scrub, or the one under way.
+    pub scrub: ScrubStatus,
+}
+
+/// How a scrub stands, and what it has found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScrubStatus {
+    /// Counts the scrubs since the server started.
+    pub number: u64,
+    /// Where it stands.
+    pub state: ScrubState,
+    /// By an operator; else it is the background's.
+    pub asked_for: bool,
+    /// Its collections.
+    pub collections: Vec<Scrubbed>,
+    /// When the last scrub that came to its end did so (milliseconds since 1970, 0 before).
+    pub finished_at_ms: i64,
+    /// Documents that scrubs have mended since the server started.
+    pub mended_total: u64,
+}
+
+/// Where a scrub stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScrubState {
+    /// There was none yet.
+    #[default]
+    None,
+    /// Under way.
+    Running,
+    /// All of it was compared.
+    Finished,
+    /// The source could not be read for too long.
+    CutOff,
+}
+
+/// What a scrub has found in a collection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// The collection's name.
+    pub name: String,
+    /// It was compared to its end.
+    pub done: bool,
+    /// Documents of the source.
+    pub documents: u64,
+    /// Documents that the log did not have so.
+    pub upserted: u64,
+    /// Documents that the log alone had.
+    pub deleted: u64,
+}
+
+impl Scrubbed {
+    /// A collection that is still to be compared.
+    #[must_use]
+    pub fn waiting(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
 }
 
 /// A source with a majority commits at least every 10 s, if only a mark of its own; one that answers and

@@ -7,6 +7,7 @@ mod log;
 mod logging;
 mod mongod;
 mod replay;
+mod scrub;
 mod seed;
 mod token;
 mod torture;
@@ -58,6 +59,8 @@ enum Command {
     /// Random load and random faults against three mongods, two servers and four clients at once; exit 1
     /// where a promise was broken
     Torture(torture::Torture),
+    /// Have a running server compare its log with MongoDB and mend what differs; exit 1 where it did
+    Scrub(scrub::Scrub),
     /// Figures that anyone can repeat, each beside what it is compared with
     Bench(crate::bench::BenchArgs),
 }
@@ -104,6 +107,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Token(command) => command.run(),
         Command::Verify(command) => command.run().await,
         Command::Torture(command) => command.run().await,
+        Command::Scrub(command) => command.run().await,
         Command::Bench(args) => crate::bench::run(&args).await.map(|()| Outcome::Done),
     }
 }

@@ -15,6 +15,7 @@ const PRIMARY_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 const PORT_TRIES_MAX: usize = 5;
 const NOT_YET_INITIALIZED: i32 = 94;
+const UNAUTHORIZED: i32 = 13;
 
 /// How a replica set is started.
 #[derive(Clone, Debug)]
@@ -190,7 +191,8 @@ impl ReplicaSet {
                 let config = answer.get_document("config").context("the replica set's config")?;
                 self.readdress(config.clone()).await
             }
-            Err(error) if code(&error) == Some(NOT_YET_INITIALIZED) => {
+            // With a key file a new set lets itself be initiated, by its own machine, and nothing else.
+            Err(error) if matches!(code(&error), Some(NOT_YET_INITIALIZED | UNAUTHORIZED)) => {
                 let config = self.config(1, doc! {});
                 let initiate = doc! { "replSetInitiate": config };
                 first.admin(initiate).await.context("initiate the replica set")?;

@@ -38,7 +38,8 @@ pub struct CheckOrder {
     /// Read at most so much a second; `None`: as fast as it goes.
     pub bytes_per_second: Option<u32>,
     /// Told at the end. Dropped where there is none: the stream ended, or the collection is not
-    /// followed or has to be copied anyway. Ask again then.
+    /// followed or has to be copied anyway. Ask again then. A check whose asker has dropped the other
+    /// end is given up.
     pub done: oneshot::Sender<CheckReport>,
 }
 
@@ -200,6 +201,9 @@ impl Tail {
     /// Begins a check, between two commits and with nothing under way.
     pub(super) fn take_check(&mut self, order: CheckOrder) -> Result<(), super::source::Ended> {
         let Some(&collection) = self.by_name.get(order.collection.as_str()) else { return Ok(()) };
+        if order.done.is_closed() {
+            return Ok(());
+        }
         let check = match order.part {
             Part::Ids(ids) => {
                 if let Some(report) = self.check_ids(collection, ids)? {
@@ -257,6 +261,7 @@ impl Tail {
                 self.writer.set_copy_state(id, copy)?;
             }
             Some(Walk::Check(check)) => {
+                self.tracked[check.collection].documents_total = chunk.documents_total;
                 check.report.documents += documents;
                 check.report.time = chunk.time;
                 if let Some((key, id)) = end {
@@ -279,6 +284,7 @@ impl Tail {
             Some(Walk::Check(check)) if chunk.last || check.is_through() => {
                 self.end_check(check);
             }
+            Some(Walk::Check(check)) if check.is_unwanted() => {}
             under_way => {
                 self.walk = under_way;
                 return self.tell_copies();
@@ -315,7 +321,18 @@ impl Tail {
                 (tracked.name.to_string(), CopyProgress { documents, documents_total, first })
             })
             .collect();
+        let checking = match &self.walk {
+            Some(Walk::Check(check)) => {
+                let tracked = &self.tracked[check.collection];
+                let documents = check.report.documents;
+                let documents_total = tracked.documents_total.max(documents);
+                let progress = CopyProgress { documents, documents_total, first: false };
+                Some((tracked.name.to_string(), progress))
+            }
+            _ => None,
+        };
         self.status.send_modify(|status| {
+            status.checking = checking;
             let following = copies.is_empty();
             status.phase = if following { SourcePhase::Following } else { SourcePhase::Copying };
             status.whole |= followed.iter().any(|f| f.whole);
@@ -325,6 +342,11 @@ impl Tail {
 }
 
 impl Check {
+    /// Whoever asked has gone: somebody else's turn.
+    fn is_unwanted(&self) -> bool {
+        self.done.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
     /// It has come to its end.
     fn is_through(&self) -> bool {
         self.through.is_some() && self.done_through >= self.through

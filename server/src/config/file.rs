@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{
     AccessConfig, AuthConfig, CollectionConfig, Config, ConfigError, Flags, HS256_SECRET_BYTES_MIN,
-    HttpConfig, LogConfig, Secret, SourceConfig, names, parse_duration,
+    Hours, HttpConfig, LogConfig, ScrubConfig, Secret, SourceConfig, names, parse_duration,
 };
 use crate::access::check_template;
 
@@ -19,6 +19,12 @@ const RETENTION_MIN: Duration = Duration::from_secs(1);
 const LISTEN_DEFAULT: &str = "127.0.0.1:8787";
 const ADMIN_LISTEN_DEFAULT: &str = "127.0.0.1:8788";
 const DATA_DIR_DEFAULT: &str = "tidewire-data";
+/// Often enough to find what was damaged within the retention.
+const SCRUB_EVERY_DEFAULT: &str = "7d";
+const SCRUB_EVERY_MIN: Duration = Duration::from_secs(1);
+const SCRUB_HOURS_DEFAULT: &str = "01:00-05:00";
+const SCRUB_MEGABYTES_DEFAULT: u32 = 4;
+const SCRUB_MEGABYTES_MAX: u32 = 1_000;
 /// More than this is a mistake in generating the file.
 const COLLECTIONS_MAX: usize = 1_000;
 /// Templates of one collection or of the grants.
@@ -34,6 +40,7 @@ pub(super) struct File {
     http: Http,
     auth: Auth,
     access: Access,
+    scrub: Scrub,
     collections: Vec<Collection>,
 }
 
@@ -75,6 +82,14 @@ struct Auth {
 #[serde(deny_unknown_fields, default)]
 struct Access {
     grants: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Scrub {
+    every: Option<String>,
+    hours: Option<String>,
+    megabytes_per_second: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +145,7 @@ impl File {
         if grants.is_empty() {
             findings.warn("access.grants is empty: no token may see anything");
         }
+        let scrub = check_scrub(&self.scrub, &mut findings);
         let collections = check_collections(self.collections, &mut findings);
         if let Some(source) = &source {
             for collection in &collections {
@@ -142,11 +158,13 @@ impl File {
                 }
             }
         }
-        match (source, log, http, auth) {
-            (Some(source), Some(log), Some(http), Some(auth)) if findings.mistakes.is_empty() => {
+        match (source, log, http, auth, scrub) {
+            (Some(source), Some(log), Some(http), Some(auth), Some(scrub))
+                if findings.mistakes.is_empty() =>
+            {
                 let access = AccessConfig { grants };
                 let warnings = findings.warnings;
-                Ok(Config { source, log, http, auth, access, collections, warnings })
+                Ok(Config { source, log, http, auth, access, scrub, collections, warnings })
             }
             _ => Err(ConfigError::Invalid(findings.mistakes)),
         }
@@ -289,6 +307,26 @@ fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
         }
     }
     Ok(secret)
+}
+
+fn check_scrub(file: &Scrub, findings: &mut Findings) -> Option<ScrubConfig> {
+    let every = match file.every.as_deref().unwrap_or(SCRUB_EVERY_DEFAULT) {
+        "never" => Ok(None),
+        text => match parse_duration(text) {
+            Ok(every) if every < SCRUB_EVERY_MIN => Err(format!("must be at least 1s, not {text}")),
+            Ok(every) => Ok(Some(every)),
+            Err(reason) => Err(format!("{reason}, or \"never\"")),
+        },
+    };
+    let every = findings.take("scrub.every", every);
+    let hours = Hours::parse(file.hours.as_deref().unwrap_or(SCRUB_HOURS_DEFAULT));
+    let hours = findings.take("scrub.hours", hours);
+    let rate = match file.megabytes_per_second.unwrap_or(SCRUB_MEGABYTES_DEFAULT) {
+        rate @ 1..=SCRUB_MEGABYTES_MAX => Ok(rate),
+        rate => Err(format!("must be 1 to {SCRUB_MEGABYTES_MAX}, not {rate}")),
+    };
+    let rate = findings.take("scrub.megabytes_per_second", rate);
+    Some(ScrubConfig { every: every?, hours: hours?, bytes_per_second: rate? * 1_000_000 })
 }
 
 fn check_templates(key: &str, templates: &[String], findings: &mut Findings) -> Vec<String> {

@@ -7,6 +7,7 @@
 mod duration;
 mod file;
 mod flags;
+mod hours;
 mod names;
 mod secret;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use duration::parse_duration;
 pub use flags::Flags;
+pub use hours::Hours;
 pub use secret::Secret;
 
 use file::File;
@@ -33,6 +35,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// What a verified token may see.
     pub access: AccessConfig,
+    /// When the log is compared with the source.
+    pub scrub: ScrubConfig,
     /// What is followed, by name; at least one.
     pub collections: Vec<CollectionConfig>,
     /// What is allowed but probably not meant, for the log.
@@ -94,6 +98,17 @@ pub const HS256_SECRET_BYTES_MIN: usize = 32;
 pub struct AccessConfig {
     /// Templates over a token's claims; what they give are the channels the token holds.
     pub grants: Vec<String>,
+}
+
+/// The scrub that runs in the background.
+#[derive(Clone, Debug)]
+pub struct ScrubConfig {
+    /// Each collection is compared this often; `None`: never.
+    pub every: Option<Duration>,
+    /// A comparison begins within these hours only.
+    pub hours: Hours,
+    /// What it reads of the source at most.
+    pub bytes_per_second: u32,
 }
 
 /// One followed collection.

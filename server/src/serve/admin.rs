@@ -11,6 +11,7 @@ use super::Parts;
 use super::health::{not_serving, progress};
 use super::status::phase_text;
 use crate::metrics::{lag_seconds, now_ms, time_text};
+use crate::status::SourceStatus;
 
 pub(super) async fn metrics(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
     let status = parts.status.borrow().clone();
@@ -50,6 +51,7 @@ pub(super) async fn page(State(parts): State<Arc<Parts>>) -> Response {
         ("Head of the log", head.position.to_string()),
         ("Log on disk", format!("{:.1} MB", log_bytes as f64 / 1e6)),
         ("Documents in quarantine", status.in_quarantine.to_string()),
+        ("Last scrub", last_scrub(&status)),
         ("Changes served", parts.metrics.changes_served().to_string()),
     ];
     if !status.copies.is_empty() {
@@ -73,6 +75,14 @@ pub(super) async fn page(State(parts): State<Arc<Parts>>) -> Response {
     );
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response()
+}
+
+fn last_scrub(status: &SourceStatus) -> String {
+    let mended = status.scrub.mended_total;
+    match status.scrub.finished_at_ms {
+        0 => "none yet".to_owned(),
+        ms => format!("{}; documents mended since the start: {mended}", time_text(ms)),
+    }
 }
 
 const HEAD: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\

@@ -15,6 +15,7 @@ mod page;
 mod pull;
 mod query;
 mod read;
+mod scrub;
 mod stall;
 mod status;
 
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{RuleSet, TokenVerifier};
 use crate::log::Reader;
 use crate::metrics::Metrics;
+use crate::scrub::ScrubSender;
 use crate::status::StatusReceiver;
 
 use listen::serve;
@@ -54,6 +56,7 @@ pub struct Parts {
     pub allowed_origins: Vec<String>,
     pub(crate) live: live::Live,
     digests: digest::Turns,
+    scrubs: Option<ScrubSender>,
     bounds: Bounds,
 }
 
@@ -98,8 +101,15 @@ impl Parts {
             allowed_origins,
             live,
             digests,
+            scrubs: None,
             bounds,
         }
+    }
+
+    /// Operators may ask for a scrub here.
+    #[must_use]
+    pub fn with_scrubs(self, scrubs: ScrubSender) -> Self {
+        Self { scrubs: Some(scrubs), ..self }
     }
 }
 
@@ -146,6 +156,7 @@ fn admin_router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/", get(admin::page))
         .route("/metrics", get(admin::metrics))
+        .route("/scrub", get(scrub::tell).post(scrub::ask))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(errors::not_found)

@@ -14,6 +14,7 @@ mod keys_and_payloads;
 mod patch_oracle;
 mod quarantine;
 mod replay;
+mod scrub;
 mod serve_digest;
 mod serve_live;
 mod serve_live_access;

@@ -9,7 +9,8 @@ use bson::{Document, doc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidewire_server::config::SourceConfig;
-use tidewire_tests::harness::{Mongo, mongo, seed};
+use tidewire_server::log::{Flow, PageRequest, Reader, Scope, Since};
+use tidewire_tests::harness::{Mongo, MongoOptions, mongo, mongo_with, seed};
 use tokio_util::sync::CancellationToken;
 
 use super::{COLLECTIONS, Capture, State, collections, dir, insert, numbered};
@@ -107,5 +108,72 @@ async fn after_any_kill_the_log_holds_whole_commits_and_goes_on_without_loss() {
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     transactions_are_whole(&capture.state());
+    capture.stop().await;
+}
+
+/// Changes of one transaction, about 30 MB.
+const HUGE: i32 = 100_000;
+/// The process that follows it may take so much memory, in KiB.
+const MEMORY_KIB_MAX: u64 = 200 * 1024;
+
+/// Documents that a reader of the log's folder sees.
+fn held(dir: &Path) -> usize {
+    let reader = Reader::open(dir).expect("open the log");
+    let (mut since, mut count) = (Since::Nothing, 0);
+    loop {
+        let (scope, limit) = (Scope::Everything, 10_000);
+        let request = PageRequest { since: &since, scope, limit, operation_time: 0 };
+        let page = reader.page(&request, &mut |_| Flow::Took).expect("a page");
+        count += page.count;
+        if !page.has_more {
+            return count;
+        }
+        since = Since::Cursor(page.cursor);
+    }
+}
+
+/// The most memory that a process has had so far.
+fn peak_kib(child: &Child) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_100000_changes_is_in_the_log_whole_or_not_at_all_and_takes_bounded_memory()
+ {
+    // The transaction has to fit into mongod's own cache.
+    let mongo = mongo_with(MongoOptions { cache_gb: 1.0, ..MongoOptions::default() }).await;
+    let dir = dir();
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    capture.caught_up(&mongo.db).await;
+    capture.stop().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    let mut session = mongo.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for some in 0..HUGE / 10_000 {
+        let documents = (some * 10_000..(some + 1) * 10_000)
+            .map(|n| doc! { "_id": n, "text": "x".repeat(250), "n": n });
+        invoices.insert_many(documents).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    let (mut kills, mut peak) = (0, 0);
+    while held(dir.path()) == 0 {
+        let mut child = start(&mongo, dir.path());
+        // Twice as long each time, so that some kill comes in the middle and one after the end.
+        tokio::time::sleep(Duration::from_millis(300 << kills)).await;
+        kills += 1;
+        peak = peak.max(peak_kib(&child));
+        child.kill().expect("kill -9");
+        child.wait().expect("its end");
+        let held = held(dir.path());
+        assert!(held == 0 || held == HUGE as usize, "{held} of {HUGE} after kill {kills}");
+        assert!(kills < 10, "it does not get through");
+    }
+    println!("{kills} kills, at most {peak} KiB");
+    assert!(peak < MEMORY_KIB_MAX, "{peak} KiB");
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
 }

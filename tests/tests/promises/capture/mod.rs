@@ -8,7 +8,9 @@ mod ddl;
 mod faults;
 mod kills;
 mod oddities;
+mod privileges;
 mod refusals;
+mod scenarios;
 mod serving;
 
 use std::collections::BTreeMap;

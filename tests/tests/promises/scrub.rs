@@ -1,0 +1,139 @@
+//! The log is damaged behind the server's back; the scrub finds it and mends it, and clients go on.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use rusqlite::Connection;
+use tidewire_ops::verify::Plan;
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, Server, ServerOptions, differences, eventually, mongo, must_equal,
+    program,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+const COLLECTIONS: [&str; 2] = ["invoices", "plans"];
+
+/// Changes rows as a bad disk or a mistake of ours would, with checksums that are right: 3 is not what
+/// the source has, 4 is missing.
+fn damage(server: &Server) {
+    let log = Connection::open(server.data_dir().join("log.db")).unwrap();
+    let mut select = log
+        .prepare(
+            "SELECT seq, cluster_time, ordinal, document FROM changes JOIN collections c
+             ON c.id = collection WHERE c.name = 'invoices'",
+        )
+        .unwrap();
+    let rows = select.query_map([], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?, row.get::<_, Vec<u8>>(3)?))
+    });
+    let (mut wrong, mut lost) = (0, 0);
+    for (seq, cluster_time, ordinal, document) in rows.unwrap().map(Result::unwrap) {
+        let ordinal: u32 = ordinal;
+        match RawDocumentBuf::from_bytes(document).unwrap().get_i32("_id").unwrap() {
+            3 => {
+                let other = rawdoc! { "_id": 3, "wrong": true };
+                let mut sum = crc32fast::Hasher::new();
+                sum.update(&cluster_time.cast_unsigned().to_be_bytes());
+                sum.update(&ordinal.to_be_bytes());
+                sum.update(other.as_bytes());
+                let set = "UPDATE changes SET document = ?2, checksum = ?3 WHERE seq = ?1";
+                wrong += log.execute(set, (seq, other.as_bytes(), sum.finalize())).unwrap();
+            }
+            4 => {
+                log.execute("DELETE FROM latest WHERE seq = ?1", [seq]).unwrap();
+                lost += log.execute("DELETE FROM changes WHERE seq = ?1", [seq]).unwrap();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((wrong, lost), (1, 1));
+}
+
+fn scrub(server: &Server, more: &[&str]) -> Output {
+    let admin = server.admin_url().replace("http://", "");
+    let mut command = Command::new(program("tidewire-ops"));
+    command.args(["scrub", "--admin", &admin]).args(more).output().expect("run it")
+}
+
+fn said(output: &Output) -> (Option<i32>, String) {
+    let text = [output.stdout.as_slice(), &output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).expect("text"))
+}
+
+/// A server with a client that has everything, its log damaged while it was down.
+async fn damaged(scrub: &str) -> (Mongo, Server, Client) {
+    let mongo = mongo().await;
+    for name in COLLECTIONS {
+        let documents = (0..300).map(|n| doc! { "_id": n, "n": n, "text": "x".repeat(100) });
+        mongo.db.collection::<Document>(name).insert_many(documents).await.unwrap();
+    }
+    let mut options = ServerOptions::following(&mongo, &COLLECTIONS);
+    options.more = format!("[scrub]\n{scrub}");
+    let mut server = Server::start(options).await;
+    let mut client = Client::new(&server.url(), &server.token(&Claims::of("ada")));
+    client.start();
+    eventually("the client has everything", SOON, || async { client.position() }).await;
+    server.stop().await;
+    damage(&server);
+    server.launch();
+    server.ready().await;
+    (mongo, server, client)
+}
+
+fn copies(client: &Client) -> i64 {
+    let db = client.open().expect("a replica");
+    db.query_row("SELECT generation FROM _tidewire_state", [], |row| row.get(0)).expect("a row")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_finds_and_mends_what_is_wrong_and_clients_go_on_with_their_cursors() {
+    let (mongo, server, client) = damaged("every = \"never\"").await;
+    let plan = Plan::everything(&COLLECTIONS);
+    let fresh = Client::new(&server.url(), &server.token(&Claims::of("bob")));
+    fresh.sync_once().await;
+    let report = differences(&mongo.db, &plan, &fresh.db()).await;
+    assert!(!report.is_equal(), "the damage is there to be seen");
+    let before = copies(&client);
+    let (code, text) = said(&scrub(&server, &["--collections", "plans"]));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("plans: 300 documents") && !text.contains("invoices"), "{text}");
+    let (code, text) = said(&scrub(&server, &[]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("invoices: 300 documents; mended 2"), "{text}");
+    let (code, text) = said(&scrub(&server, &["--json"]));
+    assert_eq!(code, Some(0), "{text}");
+    let told: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&told["state"], &told["number"]), (&"finished".into(), &3.into()));
+    mongo.db.collection::<Document>("plans").delete_one(doc! { "_id": 1 }).await.unwrap();
+    eventually("the client goes on", SOON, || async {
+        let db = client.open().ok()?;
+        let count = "SELECT count(*) FROM plans";
+        db.query_row(count, [], |row| row.get(0)).ok().filter(|count: &i64| *count == 299)
+    })
+    .await;
+    fresh.sync_once().await;
+    must_equal(&mongo.db, &plan, &client.db()).await;
+    must_equal(&mongo.db, &plan, &fresh.db()).await;
+    assert_eq!(copies(&client), before, "no copy was made anew");
+    assert!(server.metrics().await.contains("\ntidewire_scrub_mended_total 2\n"));
+    let (code, text) = said(&scrub(&server, &["--collections", "nobody"]));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("nobody"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_scrub_mends_by_itself_within_its_hours_and_no_page_of_a_browser_can_ask() {
+    let (mongo, server, _client) = damaged("every = \"1s\"\nhours = \"00:00-24:00\"").await;
+    eventually("the damage is mended", SOON, || async {
+        let metrics = server.metrics().await;
+        metrics.contains("\ntidewire_scrub_mended_total 2\n").then_some(())
+    })
+    .await;
+    let fresh = Client::new(&server.url(), &server.token(&Claims::of("bob")));
+    fresh.sync_once().await;
+    must_equal(&mongo.db, &Plan::everything(&COLLECTIONS), &fresh.db()).await;
+    let url = format!("{}/scrub", server.admin_url());
+    let ask = reqwest::Client::new().post(url).header("origin", "https://elsewhere.example");
+    assert_eq!(ask.send().await.expect("an answer").status(), 403);
+}
