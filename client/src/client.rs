@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use tidewire_protocol::Position;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::changes::{COMMITS_WAITING_MAX, Changed, Changes};
@@ -14,6 +14,7 @@ use crate::driver::{Driver, End, Hands, Order};
 use crate::error::ClientError;
 use crate::live_query::LiveQuery;
 use crate::machine::{Machine, Options};
+use crate::repair::{Verified, VerifyError};
 use crate::replica::Identity;
 use crate::status::Status;
 use crate::store::Store;
@@ -159,6 +160,19 @@ impl SyncClient {
             }
             patience = OWN_WRITE_PATIENCE_LATER;
         }
+    }
+
+    /// Compares the replica with what the server says that it must hold, as far as the token may see, and
+    /// mends what differs: only the ranges that differ are sent again. The replica is followed and can
+    /// be read meanwhile. The client does this by itself after a crash, after a sleep of an hour, and
+    /// once a day.
+    ///
+    /// # Errors
+    /// See [`VerifyError`]. Nothing was mended then.
+    pub async fn verify(&self) -> Result<Verified, VerifyError> {
+        let (wants, found) = oneshot::channel();
+        self.orders.send(Order::Verify(wants)).await.map_err(|_| VerifyError::Unavailable)?;
+        found.await.map_err(|_| VerifyError::Unavailable)?
     }
 
     /// Which rows of which collections change, commit by commit, from now on. 64 commits wait for a
@@ -343,6 +357,7 @@ impl ClientBuilder {
         let driver = Driver {
             machine: Machine::new(options),
             transports,
+            replica: path.clone(),
             source,
             token,
             once,

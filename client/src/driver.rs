@@ -1,14 +1,16 @@
 //! The machine's hands: sockets, timers, the token, and the thread that owns the replica.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use futures::future::{BoxFuture, TryFutureExt as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::error::ClientError;
 use crate::machine::{Action, Event, Machine, Outcome};
 use crate::page::Page;
+use crate::repair::{Comparison, Verified, VerifyError};
 use crate::replica::{ReplicaError, Report, now_ms, rfc3339};
 use crate::status::{State, Status};
 use crate::store::{Command, Reply, Store};
@@ -29,12 +31,22 @@ const REPORT_RENEW: Duration = Duration::from_secs(20);
 /// A token's end that moved by less than this, in milliseconds, is the same.
 const EXPIRY_STEP_MS: i64 = 2_000;
 
+/// The replica is compared with its server's digests this often …
+const VERIFY_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// … and after a sleep of this length.
+const LONG_SLEEP_MIN: Duration = Duration::from_secs(60 * 60);
+
+/// Who asked for a comparison.
+pub(crate) type Wants = oneshot::Sender<Result<Verified, VerifyError>>;
+
 /// What an app asks of a running client.
 #[derive(Debug)]
 pub(crate) enum Order {
     PullNow,
     SetToken(Token),
     Rebuild,
+    /// Compare with the server; the answer goes there.
+    Verify(Wants),
     Stop,
 }
 
@@ -53,6 +65,7 @@ pub(crate) struct Driver<T> {
     pub(crate) machine: Machine,
     /// One for each server of the list, and the servers' names.
     pub(crate) transports: Vec<(String, T)>,
+    pub(crate) replica: PathBuf,
     pub(crate) source: TokenSource,
     pub(crate) token: Token,
     pub(crate) once: bool,
@@ -79,6 +92,12 @@ pub(crate) struct Hands {
     expires_ms: Option<i64>,
     /// When the machine was last told how much time had passed.
     told: Option<Instant>,
+    /// A comparison with the server, and who wants to know what it finds.
+    comparison: Option<BoxFuture<'static, Result<Verified, VerifyError>>>,
+    wants: Option<Wants>,
+    /// One is due, when the replica is caught up.
+    verify_due: bool,
+    verified: Option<Instant>,
     reported: Option<(Report, Instant)>,
     listed: Option<Instant>,
 }
@@ -97,6 +116,7 @@ impl<T: Transport> Driver<T> {
                 reply = store.reply() => self.reply(reply, &store).await,
                 page = or_never(&mut self.hands.pull) => self.pulled(page, &store).await,
                 list = or_never(&mut self.hands.listing) => self.list_came(list, &store).await,
+                found = or_never(&mut self.hands.comparison) => self.verified(found, &store).await,
                 () = at_or_never(self.hands.timer) => {
                     self.hands.timer = None;
                     self.event(Event::Timer, &store).await
@@ -252,6 +272,10 @@ impl<T: Transport> Driver<T> {
         let event = match reply {
             None => return Some(Err(ClientError::Died)),
             Some(Reply::Failed(error)) => return Some(Err(error.into())),
+            Some(Reply::WasKilled) => {
+                self.hands.verify_due = true;
+                return None;
+            }
             Some(Reply::Opened(resume, status)) => {
                 self.show(*status);
                 Event::Opened(resume)
@@ -287,6 +311,10 @@ impl<T: Transport> Driver<T> {
         match order {
             Order::Stop => Some(Ok(End::Stopped)),
             Order::PullNow => self.event(Event::PullNow, store).await,
+            Order::Verify(wants) => {
+                self.verify(Some(wants), store);
+                None
+            }
             Order::Rebuild => {
                 self.hands.page = None;
                 self.hands.listing = None;
@@ -325,9 +353,54 @@ impl<T: Transport> Driver<T> {
                 }
                 Some(Reply::Failed(error)) => return Some(Err(error.into())),
                 None => return Some(Err(ClientError::Died)),
-                Some(Reply::Opened(..) | Reply::Applied(..) | Reply::Listed) => {}
+                Some(Reply::WasKilled | Reply::Opened(..) | Reply::Applied(..) | Reply::Listed) => {
+                }
             }
         }
+    }
+
+    /// Begins to compare the replica with the server's digests, beside everything else.
+    fn verify(&mut self, wants: Option<Wants>, store: &Store) {
+        self.hands.verify_due = false;
+        self.hands.verified = Some(Instant::now());
+        let server = self.transport().digests().filter(|_| self.hands.comparison.is_none());
+        let Some(server) = server else {
+            if let Some(wants) = wants {
+                wants.send(Err(VerifyError::Unavailable)).ok();
+            }
+            return;
+        };
+        let (token, replica) = (self.token.clone(), self.replica.clone());
+        let comparison = Comparison { server, token, replica, store: store.commands() };
+        self.hands.comparison = Some(Box::pin(comparison.run()));
+        self.hands.wants = wants;
+    }
+
+    async fn verified(
+        &mut self,
+        found: Result<Verified, VerifyError>,
+        store: &Store,
+    ) -> Option<Ended> {
+        self.hands.comparison = None;
+        match &found {
+            Ok(verified) => {
+                let Verified { differences, mended, .. } = verified;
+                if *differences > 0 {
+                    tracing::warn!(differences, mended, "the replica differed, and was mended");
+                }
+                self.watch.send_modify(|status| status.verified = Some(verified.clone()));
+            }
+            Err(error) => tracing::info!(%error, "the replica could not be compared"),
+        }
+        let by_itself = self.hands.wants.is_none();
+        let too_much = matches!(found, Err(VerifyError::TooMuch));
+        if let Some(wants) = self.hands.wants.take() {
+            wants.send(found).ok();
+        }
+        if too_much && by_itself {
+            return self.event(Event::Rebuild, store).await;
+        }
+        None
     }
 
     async fn tick(&mut self, clock: &mut Clock, store: &mut Store) -> Option<Ended> {
@@ -342,7 +415,14 @@ impl<T: Transport> Driver<T> {
             self.hands.listed = None;
             self.event(Event::CollectionsDue, store).await;
         }
-        if clock.jumped() {
+        let last = *self.hands.verified.get_or_insert_with(Instant::now);
+        self.hands.verify_due |= last.elapsed() >= VERIFY_EVERY;
+        let caught_up = matches!(self.machine.state(), State::Live | State::Polling);
+        if self.hands.verify_due && caught_up && !self.once {
+            self.verify(None, store);
+        }
+        if let Some(slept) = clock.jumped() {
+            self.hands.verify_due |= slept >= LONG_SLEEP_MIN;
             tracing::info!("the machine slept or its clock jumped: pulling at once");
             return self.event(Event::Woke, store).await;
         }
@@ -416,12 +496,14 @@ impl Clock {
         Self { wall: SystemTime::now() }
     }
 
-    /// Whether the time between two ticks was not what it should have been.
-    fn jumped(&mut self) -> bool {
+    /// What passed between two ticks, where that was not what it should have been.
+    fn jumped(&mut self) -> Option<Duration> {
         let now = SystemTime::now();
         let passed = now.duration_since(self.wall);
         self.wall = now;
-        passed.map_or(true, |passed| passed > TICK + CLOCK_JUMP_MIN)
+        let back = passed.is_err();
+        let passed = passed.unwrap_or_default();
+        (back || passed > TICK + CLOCK_JUMP_MIN).then_some(passed)
     }
 }
 

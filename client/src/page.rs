@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use tidewire_protocol::digest::RangePage;
 use tidewire_protocol::{Change, ChangeKind, Position, PullPage};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -133,6 +134,31 @@ impl Page {
             server_time_ms,
         };
         Ok(gathered.into_page(&mut text, head))
+    }
+
+    /// Reads and checks an answer of `GET /api/sync/range`: the documents of it, and the next `from`.
+    ///
+    /// # Errors
+    /// As [`Page::decode`].
+    pub(crate) fn decode_range(mut text: String) -> Result<(Self, Option<String>), PageError> {
+        let told: RangePage<'_> =
+            serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
+        if !told.success {
+            return Err(PageError("success is false".to_owned()));
+        }
+        let mut changes = told.changes;
+        changes.sort_by_key(|change| change.position);
+        let gathered = Gathered::of(&text, &changes)?;
+        let next = told.next.map(Cow::into_owned);
+        let head = PageHead {
+            cursor: String::new(),
+            checkpoint: told.position,
+            has_more: next.is_some(),
+            complete: next.is_none(),
+            count: changes.len(),
+            server_time_ms: 0,
+        };
+        Ok((gathered.into_page(&mut text, head), next))
     }
 
     /// A page that says no more than that nothing happened up to `cursor`.

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::repair::Verified;
 use crate::replica::{Report, now_ms, rfc3339};
 
 /// The state of a client and of its replica.
@@ -40,6 +41,9 @@ pub struct Status {
     /// When the token runs out, by this machine's clock: RFC 3339, UTC, milliseconds. Renew it before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_expires_at: Option<String>,
+    /// What the last comparison with the server found; `None` while there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
 }
 
 impl Status {
@@ -58,6 +62,7 @@ impl Status {
             applying: None,
             server: None,
             token_expires_at: None,
+            verified: None,
         }
     }
 

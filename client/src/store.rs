@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::changes::Changed;
 use crate::page::Page;
-use crate::replica::{Applied, Identity, ReplicaError, Report, Resume, Writer};
+use crate::replica::{Applied, Fix, Identity, ReplicaError, Report, Resume, Writer};
 use crate::status::Status;
 use crate::token::Subject;
 
@@ -34,6 +34,10 @@ pub(crate) enum Command {
     DropPartial,
     /// Answered by [`Reply::Belongs`].
     Belong(Subject),
+    /// From now on rows that change are noted.
+    BeginComparison(oneshot::Sender<()>),
+    /// Mends what a comparison found; how many rows, or nothing where it means nothing any more.
+    Mend(Vec<Fix>, oneshot::Sender<Result<Option<u64>, ReplicaError>>),
     /// Not answered.
     Report(Report),
     /// The last one; not answered.
@@ -43,6 +47,8 @@ pub(crate) enum Command {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Reply {
+    /// The last client of this replica was killed; comes before the first [`Reply::Opened`].
+    WasKilled,
     Opened(Resume, Box<Status>),
     Applied(Applied, Box<Status>),
     Listed,
@@ -82,6 +88,11 @@ impl Store {
     /// Hands a command over; a thread that has ended says so by its last reply.
     pub(crate) async fn send(&self, command: Command) {
         self.commands.send(command).await.ok();
+    }
+
+    /// Where others than the driver hand commands over that are answered in their own way.
+    pub(crate) fn commands(&self) -> mpsc::Sender<Command> {
+        self.commands.clone()
     }
 
     /// The next reply; `None` when the thread has ended.
@@ -127,6 +138,9 @@ fn run(
             return Ok(());
         }
     };
+    if writer.was_killed {
+        tell(Reply::WasKilled);
+    }
     let first = writer.status().map(|status| Reply::Opened(writer.resume(), Box::new(status)));
     let mut thread = Thread { writer: Some(writer), identity, epoch: 0 };
     match first {
@@ -213,6 +227,15 @@ impl Thread {
                 self.identity.subject = subject;
                 writer.belong_to(&self.identity)?;
                 Some(Reply::Belongs(writer.resume(), Box::new(writer.status()?)))
+            }
+            Command::BeginComparison(begun) => {
+                writer.begin_comparison();
+                begun.send(()).ok();
+                None
+            }
+            Command::Mend(fixes, mended) => {
+                mended.send(writer.mend(&fixes)).ok();
+                None
             }
             Command::Report(report) => {
                 writer.report(&report)?;

@@ -5,6 +5,7 @@ mod narrate;
 mod query;
 mod show;
 mod sync;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +44,9 @@ enum Command {
     Status(StatusArgs),
     /// Copy everything anew, beside the old data, which stays readable until then
     Rebuild(RebuildArgs),
+    /// Compare a replica with its server, row by row where digests differ, and mend it; exit 1 where
+    /// there were differences
+    Verify(SourceArgs),
     /// Ask a replica a question
     Query(QueryArgs),
 }
@@ -168,6 +172,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Sync(args) => sync::sync(&args),
         Command::Rebuild(args) => sync::rebuild(&args),
         Command::Daemon(args) => daemon::daemon(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Status(args) => show::status(&args),
         Command::Query(args) => query::query(&args),
     };

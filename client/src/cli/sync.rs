@@ -32,7 +32,7 @@ pub(super) fn follow(servers: &ServersArg, db: &DbArg, how: &HowArgs) -> ClientB
     client(servers, db).poll_interval(how.poll_interval).transport(choice)
 }
 
-fn client(servers: &ServersArg, db: &DbArg) -> ClientBuilder {
+pub(super) fn client(servers: &ServersArg, db: &DbArg) -> ClientBuilder {
     SyncClient::builder_of(&servers.server).replica(&db.db)
 }
 

@@ -153,6 +153,7 @@ impl Writer {
         if side == Side::Live {
             let table = self.catalog.table(&self.conn, collection, side, generation)?;
             self.changed.rows(collection, &table.name, run.iter().map(|row| row.id));
+            self.touched.note(collection, run.iter().map(|row| row.id));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 mod apply;
 mod catalog;
 mod columns;
+mod mend;
 mod open;
 mod quarantine;
 mod read;
@@ -16,6 +17,7 @@ mod status;
 
 use std::path::PathBuf;
 
+pub(crate) use mend::{Fix, Sums};
 pub(crate) use open::{Identity, Writer};
 pub use read::{Replica, Rows};
 pub(crate) use status::{Report, now_ms, rfc3339};

@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 use super::ReplicaError;
 use super::apply::{Batch, Partial, Progress};
 use super::catalog::{self, Catalog};
+use super::mend::Touched;
 use super::schema::{self, APPLICATION_ID, SCHEMA_VERSION};
 use super::staging::damaged;
 use super::status;
@@ -60,6 +61,9 @@ pub(crate) struct Writer {
     pub(super) batch: Option<Batch>,
     /// What readers see changed since this was taken last.
     pub(super) changed: Gathering,
+    pub(super) touched: Touched,
+    /// The last session did not end in order.
+    pub(crate) was_killed: bool,
     path: PathBuf,
     /// Held, not read: the system gives it up when the process ends, however it ends.
     lock: File,
@@ -83,9 +87,19 @@ impl Writer {
             Found::Nothing => Self::create(&path, lock)?,
             Found::Damaged => Self::anew(&path, lock)?,
             Found::Replica => match Self::existing(&path) {
-                Ok((conn, catalog, progress)) => {
-                    let changed = Gathering::default();
-                    Self { conn, catalog, progress, batch: None, changed, path, lock }
+                Ok((conn, catalog, progress, was_killed)) => {
+                    let (changed, touched) = (Gathering::default(), Touched::default());
+                    Self {
+                        conn,
+                        catalog,
+                        progress,
+                        batch: None,
+                        changed,
+                        touched,
+                        was_killed,
+                        path,
+                        lock,
+                    }
                 }
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "the replica is damaged: it is made anew");
@@ -189,10 +203,11 @@ impl Writer {
         let mut changed = Gathering::default();
         changed.everything();
         let path = path.to_owned();
-        Ok(Self { conn, catalog, progress, batch: None, changed, path, lock })
+        let (touched, was_killed) = (Touched::default(), false);
+        Ok(Self { conn, catalog, progress, batch: None, changed, touched, was_killed, path, lock })
     }
 
-    fn existing(path: &Path) -> Result<(Connection, Catalog, Progress), ReplicaError> {
+    fn existing(path: &Path) -> Result<(Connection, Catalog, Progress, bool), ReplicaError> {
         let bytes = std::fs::metadata(path).map_err(io_at(path))?.len();
         let conn = Connection::open(path)?;
         configure(&conn)?;
@@ -209,7 +224,7 @@ impl Writer {
         schema::upgrade(&conn, found)?;
         check_guards(&conn)?;
         let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
-        Ok((conn, catalog, progress))
+        Ok((conn, catalog, progress, !clean))
     }
 
     /// Removes every trace of the former subject. Programs that have the file open see its tables
@@ -238,6 +253,7 @@ impl Writer {
         remove_if_there(&beside(&self.path, ".damaged"))?;
         self.reload()?;
         self.changed.everything();
+        self.touched.anything();
         if blocked { Err(ReplicaError::WipeBlocked(self.path.clone())) } else { Ok(()) }
     }
 }

@@ -21,7 +21,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// about the status.
 #[derive(Debug)]
 pub struct Replica {
-    conn: Connection,
+    pub(super) conn: Connection,
     path: PathBuf,
 }
 

@@ -100,6 +100,7 @@ impl Writer {
         self.progress.caught_up_ms = None;
         self.catalog = catalog::Catalog::load(&self.conn)?;
         self.changed.everything();
+        self.touched.anything();
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! How pages get here. One seam, two sides: a server (the pull endpoint, and the push socket beside
 //! it) and pages from memory.
 
+pub mod digest;
 pub mod memory;
 pub mod pull;
 mod push;
@@ -102,6 +103,11 @@ pub trait Transport: Send + 'static {
         _token: Token,
     ) -> impl Future<Output = Result<Heard, Failure>> + Send + 'static {
         std::future::ready(Err(Failure::Unreachable("there is no push socket".to_owned())))
+    }
+
+    /// Where digests are asked for; `None` where there are none.
+    fn digests(&self) -> Option<digest::Digests> {
+        None
     }
 
     /// Closes the push socket, if it is open.

@@ -7,6 +7,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 
+use super::digest::Digests;
 use super::push::Line;
 use super::refusal::{Refusal, plain};
 use super::{Failure, Heard, ListenRequest, PullRequest, Transport};
@@ -83,14 +84,19 @@ impl HttpPull {
         self.base.as_str()
     }
 
-    fn url(&self, route: &str) -> Url {
+    pub(super) fn url(&self, route: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}api/sync/{route}", self.base.path()));
         url
     }
 
     /// Sends a request; the answer's head, once it is a server's 200.
-    async fn get(&self, url: Url, token: &Token, wait: Duration) -> Result<Response, Failure> {
+    pub(super) async fn get(
+        &self,
+        url: Url,
+        token: &Token,
+        wait: Duration,
+    ) -> Result<Response, Failure> {
         if token.is_none() {
             return Err(Failure::Unauthorized("there is none yet".to_owned()));
         }
@@ -141,6 +147,10 @@ impl Transport for HttpPull {
         self.line.clone().listen(request, token)
     }
 
+    fn digests(&self) -> Option<Digests> {
+        Some(Digests(self.clone()))
+    }
+
     fn hang_up(&self) {
         self.line.hang_up();
     }
@@ -187,7 +197,7 @@ async fn decode(body: Vec<u8>) -> Result<Page, Failure> {
 }
 
 /// The body of an answer that must be JSON, up to `max` bytes unpacked.
-async fn json_body(response: Response, max: usize) -> Result<Vec<u8>, Failure> {
+pub(super) async fn json_body(response: Response, max: usize) -> Result<Vec<u8>, Failure> {
     if !is_json(&response) {
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = plain(kind.unwrap_or("an unnamed kind of content"));

@@ -5,6 +5,7 @@ mod client_bank;
 mod client_follows;
 mod client_mangled;
 mod client_network;
+mod client_repair;
 mod client_servers;
 mod client_users;
 mod encodings;

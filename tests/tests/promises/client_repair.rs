@@ -1,0 +1,92 @@
+//! Repair instead of resync: rows that were lost, spoiled or invented on the client's side are found by
+//! digests and mended, and nothing else is sent again.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use bson::{Document, doc};
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use tidewire_ops::verify::Plan;
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, Server, ServerOptions, eventually, mongo, must_equal, program,
+};
+
+const NAMES: [&str; 2] = ["users", "plans"];
+
+async fn stack() -> (Mongo, Server, Client) {
+    let mongo = mongo().await;
+    let users = mongo.db.collection::<Document>("users");
+    let rows = (0..2_000).map(|n| doc! { "_id": n, "name": format!("user {n}"), "n": n });
+    users.insert_many(rows).await.expect("insert");
+    let server = Server::start(ServerOptions::following(&mongo, &NAMES)).await;
+    let client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
+    client.sync_once().await;
+    (mongo, server, client)
+}
+
+/// What no program can do by accident: the file's own guards are switched off.
+fn spoil(client: &Client) {
+    let db = Connection::open(client.db()).expect("open the replica");
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).expect("triggers off");
+    db.execute_batch(
+        r#"DELETE FROM users WHERE _id IN ('~7', '~8');
+        UPDATE users SET _doc = '{"_id":11,"name":"nobody"}' WHERE _id = '~11';
+        INSERT INTO users VALUES ('~9999', '{"_id":9999}', '2026-01-01T00:00:00.000Z', '0000000000000001.00000000');"#,
+    )
+    .expect("spoil");
+}
+
+async fn verify(server: &Server, client: &Client) -> Output {
+    let mut run = Command::new(program("tidewire"));
+    run.args(["verify", "--json", "--server", &server.url(), "--token-file"]);
+    run.arg(client.token_file()).arg("--db").arg(client.db());
+    tokio::task::spawn_blocking(move || run.output()).await.expect("run").expect("run")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_differs_is_found_mended_and_said() {
+    let (mongo, server, client) = stack().await;
+    let right = verify(&server, &client).await;
+    assert_eq!(right.status.code(), Some(0), "{right:?}");
+    spoil(&client);
+    let found = verify(&server, &client).await;
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    let told: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    assert_eq!((&told["differences"], &told["mended"]), (&4.into(), &4.into()), "{told}");
+    must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+    assert_eq!(verify(&server, &client).await.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_crash_a_client_mends_itself_while_changes_go_on() {
+    let (mongo, _server, mut client) = stack().await;
+    client.start();
+    eventually("the client is live", Duration::from_secs(60), || async {
+        (client.status().await["state"] == "live").then_some(())
+    })
+    .await;
+    client.kill().await;
+    spoil(&client);
+    client.start();
+    let users = mongo.db.collection::<Document>("users");
+    let mut round = 0;
+    eventually("the client has mended what differed", Duration::from_secs(60), || {
+        round += 1;
+        let change = doc! { "$set": { "round": round } };
+        let update = users.update_many(doc! { "_id": { "$lt": 40 } }, change);
+        let client = &client;
+        async move {
+            update.await.expect("update");
+            let db = client.open().ok()?;
+            let sql = "SELECT count(*) FROM users WHERE _id IN ('~7', '~8', '~11', '~9999') AND name LIKE 'user %'";
+            let all: i64 = db.query_row("SELECT count(*) FROM users", [], |row| row.get(0)).ok()?;
+            let four = db.query_row(sql, [], |row| row.get::<_, i64>(0)).ok()?;
+            (four == 3 && all == 2_000).then_some(())
+        }
+    })
+    .await;
+    assert!(client.stop().await.success());
+    client.sync_once().await;
+    must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+}
