@@ -132,6 +132,12 @@ impl Metrics {
             "When the last scrub came to its end, seconds since 1970; 0 before.",
             status.scrub.finished_at_ms as f64 / 1e3,
         );
+        let left = status.oplog.map_or(f64::NAN, |oplog| oplog.left_seconds);
+        let help = "Seconds of the source's oplog behind where the log stands; NaN where it can't be read.";
+        metric("tidewire_oplog_left_seconds", "gauge", help, left);
+        let runs_out = status.oplog.map(|o| o.runs_out_seconds.unwrap_or(f64::INFINITY));
+        let help = "Seconds until the oplog's start comes there, at the present rates.";
+        metric("tidewire_oplog_runs_out_seconds", "gauge", help, runs_out.unwrap_or(f64::NAN));
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         metric(
             "tidewire_pages_total",

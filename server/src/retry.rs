@@ -26,6 +26,11 @@ pub enum Failure {
     TokenRefused,
     /// The oplog no longer reaches back to where the stream would go on.
     HistoryLost,
+    /// The oplog's start comes nearer than the tail can get away.
+    OplogRunsOut,
+    /// The source's own time is behind the log's: it was restored from an older backup. Nothing can be
+    /// told from it before its time has passed the log's.
+    SourceBehind,
     /// The stream can't get past an event (too large to be sent).
     Impassable,
     /// The source refuses the user or the password, or the user may not do it.
@@ -85,11 +90,16 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
                 _ => (Step::Reconcile, wait),
             }
         }
+        Failure::SourceBehind => (Step::Resume, BACKOFF_MAX),
         // A second one at once means that reconciling did not help: then slowly.
-        Failure::HistoryLost | Failure::Impassable if attempts.in_a_row > 2 => {
+        Failure::HistoryLost | Failure::OplogRunsOut | Failure::Impassable
+            if attempts.in_a_row > 2 =>
+        {
             (Step::Reconcile, BACKOFF_SLOW)
         }
-        Failure::HistoryLost | Failure::Impassable => (Step::Reconcile, wait),
+        Failure::HistoryLost | Failure::OplogRunsOut | Failure::Impassable => {
+            (Step::Reconcile, wait)
+        }
         Failure::AccessRefused | Failure::Store => (Step::Resume, BACKOFF_SLOW.min(wait * 10)),
         Failure::Unexpected => {
             attempts.unexpected = attempts.unexpected.saturating_add(1);
@@ -147,6 +157,8 @@ mod tests {
             Failure::Silent,
             Failure::TokenRefused,
             Failure::HistoryLost,
+            Failure::OplogRunsOut,
+            Failure::SourceBehind,
             Failure::Impassable,
             Failure::AccessRefused,
             Failure::Store,

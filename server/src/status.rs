@@ -21,6 +21,8 @@ pub struct SourceStatus {
     pub heard_at_ms: i64,
     /// `high_water` last moved at this moment (milliseconds since 1970, 0 before).
     pub advanced_at_ms: i64,
+    /// How far the source's oplog reaches back; `None` where that can't be read.
+    pub oplog: Option<OplogLeft>,
     /// Why the stream is not running, for people.
     pub trouble: Option<String>,
     /// Documents and events that could not be carried since the server started.
@@ -133,6 +135,15 @@ pub struct CopyProgress {
     pub documents_total: u64,
     /// It is the collection's first copy: readers do not get to see the collection before its end.
     pub first: bool,
+}
+
+/// What is left of the source's oplog, behind where the log stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OplogLeft {
+    /// Seconds of the source's history between the oplog's start and where the log stands.
+    pub left_seconds: f64,
+    /// At the present rates the oplog's start comes there after so many seconds; `None`: never.
+    pub runs_out_seconds: Option<f64>,
 }
 
 /// The writing end, held by capture.

@@ -19,6 +19,7 @@ mod ddl;
 mod decode;
 mod entries;
 mod failure;
+mod oplog;
 pub mod patch;
 mod quarantine;
 mod reads;
@@ -30,6 +31,7 @@ mod tail;
 mod walk;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mongodb::{Client, Database};
@@ -47,6 +49,7 @@ use crate::log::{CopyState, LogError, TailState, Writer};
 use crate::retry::{self, Attempts, Failure, Step};
 use crate::status::{SourcePhase, StatusSender};
 use copier::Copier;
+use oplog::Guard;
 use reads::Reads;
 use source::{Ended, SILENCE_MAX, Source, StartAt};
 use tail::{Tail, TailParts};
@@ -81,17 +84,6 @@ pub enum CaptureError {
     /// The configuration of the source can't be used.
     #[error(transparent)]
     Source(#[from] CheckError),
-    /// The source's time is behind the log's.
-    #[error(
-        "the log is ahead of the source ({log_time:016x} after {source_time:016x}): the source was \
-         restored from an older backup; choose an empty --data-dir, and clients will start again"
-    )]
-    SourceRestored {
-        /// Up to where the log has the source's changes.
-        log_time: u64,
-        /// The source's own time.
-        source_time: u64,
-    },
     /// The thread that writes the log ended without giving the log back.
     #[error("the tail ended unexpectedly; the log is whole up to its head, restart the server")]
     TailLost,
@@ -118,6 +110,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let CaptureParts { config, rules, writer, status, checks, shutdown } = parts;
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
+    let oplog_refused = Arc::new(AtomicBool::new(false));
     let mut client = connect(&config).await?;
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
@@ -129,13 +122,15 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             rules: Arc::clone(&rules),
             status: status.clone(),
             checks: checks.clone(),
+            oplog_refused: Arc::clone(&oplog_refused),
             shutdown: shutdown.clone(),
         };
-        let before = writer.tail().high_water;
+        let before = writer.tail().clone();
         let (back, ended) = run.follow(writer, step).await?;
         writer = back;
         let Err(ended) = ended else { continue };
-        if writer.tail().high_water > before {
+        // A stream that began anew and told nothing has no token yet: that is no success.
+        if writer.tail().resume_token.is_some() && *writer.tail() != before {
             attempts.succeeded();
         }
         let (next, wait) = retry::next_step(ended.failure, &mut attempts);
@@ -198,19 +193,31 @@ fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
     let Ended { failure, message } = ended;
     match failure {
         Failure::Closed => return tracing::info!(reason = %message, "the stream is opened again"),
-        Failure::Store => tracing::error!(?failure, error = %message, "capture stopped for now"),
+        Failure::SourceBehind if attempts.in_a_row() > 1 => {}
+        Failure::Store | Failure::SourceBehind => {
+            tracing::error!(?failure, error = %message, "capture stopped for now")
+        }
         _ => tracing::warn!(?failure, error = %message, "the stream ended; going on"),
     }
     // One lost connection is no news to anybody but the log.
     if attempts.in_a_row() > 1 {
         status.send_modify(|status| {
             status.trouble = Some(message.clone());
-            if matches!(failure, Failure::Interrupted | Failure::Silent | Failure::AccessRefused) {
+            if matches!(
+                failure,
+                Failure::Interrupted
+                    | Failure::Silent
+                    | Failure::AccessRefused
+                    | Failure::SourceBehind
+            ) {
                 status.phase = SourcePhase::Unreachable;
             }
         });
     }
 }
+
+const RESTORED: &str = "the source does not have what the log has of it: it was restored from an older backup; \
+     everything is compared with it as soon as its time has passed the log's";
 
 /// One run of source, copier and tail.
 struct Run {
@@ -219,6 +226,7 @@ struct Run {
     rules: Arc<RuleSet>,
     status: StatusSender,
     checks: CheckOrders,
+    oplog_refused: Arc<AtomicBool>,
     shutdown: CancellationToken,
 }
 
@@ -239,7 +247,7 @@ impl Run {
         let (batches, batches_out) = mpsc::channel(source::BATCHES_MAX);
         let (chunks, chunks_out) = mpsc::channel(copier::CHUNKS_MAX);
         let (orders, orders_out) = watch::channel(None);
-        let (high_water, high_water_out) = watch::channel(0);
+        let (high_water, high_water_out) = watch::channel(writer.tail().high_water);
         let runtime = Handle::current();
         let tail = TailParts {
             writer,
@@ -250,6 +258,8 @@ impl Run {
             orders,
             high_water,
             checks: self.checks.clone(),
+            // A token that the source refused, and a time that it took: nobody knows what that was.
+            check_all: step == Step::ResumeFromTime,
             replay_through: match &start {
                 StartAt::Time(time) => *time,
                 StartAt::Token(_) => 0,
@@ -260,13 +270,20 @@ impl Run {
         let copier = Copier {
             database: self.database.clone(),
             orders: orders_out,
-            high_water: high_water_out,
+            high_water: high_water_out.clone(),
             chunks,
+        };
+        let guard = Guard {
+            client: self.client.clone(),
+            high_water: high_water_out,
+            status: self.status,
+            refused: self.oplog_refused,
         };
         let collections = self.rules.iter().map(|rules| rules.name().to_owned()).collect();
         let source = Source { client: self.client, database: self.database, collections };
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
+            ended = guard.watch() => Err(ended),
             result = &mut finished => return finish(result.ok()),
         };
         // The ends are closed: the tail commits what is whole and gives the log back.
@@ -289,11 +306,24 @@ impl Run {
         };
         let stored = writer.tail().clone();
         if stored.high_water > times.operation {
-            return Err(CaptureError::SourceRestored {
-                log_time: stored.high_water,
-                source_time: times.operation,
-            });
+            // Kept in the log, so that a restart does not forget it.
+            if let Err(error) = begin_anew(writer, &self.rules, stored.high_water) {
+                return Ok(Err(error.into()));
+            }
+            return Ok(Err(Ended::new(Failure::SourceBehind, RESTORED)));
         }
+        let step = match step {
+            Step::Resume if stored.high_water > 0 => {
+                match oplog::has_entry_at(&self.client, stored.high_water).await {
+                    Some(false) => {
+                        tracing::error!(high_water = stored.high_water, "{RESTORED}");
+                        Step::Reconcile
+                    }
+                    _ => Step::Resume,
+                }
+            }
+            step => step,
+        };
         Ok(match (step, stored) {
             (Step::Resume, TailState { resume_token: Some(token), .. }) => {
                 Ok(StartAt::Token(token))

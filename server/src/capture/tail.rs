@@ -46,6 +46,8 @@ pub(super) struct TailParts {
     pub(super) orders: watch::Sender<Option<Order>>,
     pub(super) high_water: watch::Sender<u64>,
     pub(super) checks: CheckOrders,
+    /// Everything is to be checked.
+    pub(super) check_all: bool,
     /// The time at which the stream starts, 0 when it starts after a token. What it tells up to then
     /// is in the log, or in the copies that are to come.
     pub(super) replay_through: u64,
@@ -153,6 +155,7 @@ impl Tail {
             stands.resume_token = None;
         }
         let reconciled = parts.writer.head().position;
+        let rules_len = parts.rules.iter().count();
         let mut tail = Self {
             writer: parts.writer,
             database_name: parts.database_name,
@@ -167,7 +170,7 @@ impl Tail {
             orders: parts.orders,
             high_water: parts.high_water,
             walk: None,
-            owed: Owed::new(),
+            owed: if parts.check_all { (0..rules_len).collect() } else { Owed::new() },
             unknown_seen: None,
             generation: 0,
             checks: parts.checks,

@@ -54,6 +54,11 @@ pub(super) async fn page(State(parts): State<Arc<Parts>>) -> Response {
         ("Last scrub", last_scrub(&status)),
         ("Changes served", parts.metrics.changes_served().to_string()),
     ];
+    if let Some(oplog) = status.oplog {
+        let runs_out = oplog.runs_out_seconds.map(|s| format!(", runs out in {s:.0} s"));
+        let text = format!("{:.0} s behind us{}", oplog.left_seconds, runs_out.unwrap_or_default());
+        rows.push(("Source's oplog", text));
+    }
     if !status.copies.is_empty() {
         rows.push(("Copies", progress(&status)));
     }

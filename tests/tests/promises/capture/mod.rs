@@ -10,6 +10,7 @@ mod kills;
 mod oddities;
 mod privileges;
 mod refusals;
+mod restored;
 mod scenarios;
 mod serving;
 

@@ -1,0 +1,175 @@
+//! What the source forgot: an oplog that rolled over, a backup that was put back.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bson::{Binary, Document, doc};
+use tidewire_protocol::Position;
+use tidewire_server::log::{Since, TailState, Writer};
+use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
+
+use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered};
+
+async fn oplog_start(mongo: &Mongo) -> u64 {
+    let oplog = mongo.client.database("local").collection::<Document>("oplog.rs");
+    let first = oplog.find_one(doc! {}).await.unwrap().unwrap();
+    let first = first.get_timestamp("ts").unwrap();
+    u64::from(first.time) << 32 | u64::from(first.increment)
+}
+
+/// Writes elsewhere until the oplog no longer reaches back to `time`.
+async fn roll_over(mongo: &Mongo, time: u64) {
+    let bytes = vec![7; 4_000_000];
+    let blob = Binary { subtype: bson::spec::BinarySubtype::Generic, bytes };
+    let neighbour = mongo.client.database("neighbour");
+    for _ in 0..30 {
+        insert(&neighbour, "wide", [doc! { "blob": blob.clone() }]).await;
+    }
+    eventually("the oplog has rolled over", PATIENCE, || async {
+        insert(&neighbour, "wide", [doc! { "blob": blob.clone() }]).await;
+        (oplog_start(mongo).await > time).then_some(())
+    })
+    .await;
+}
+
+fn small_oplog() -> MongoOptions {
+    // What a checkpoint does not have yet, the oplog keeps.
+    let args = ["--syncdelay", "1"].map(str::to_owned).to_vec();
+    MongoOptions { test_commands: true, oplog_mb: Some(64), args, ..MongoOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oplog_that_rolled_over_costs_a_reconcile_and_no_cursor() {
+    let mongo = mongo_with(small_oplog()).await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..300)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let stood = capture.status.borrow().high_water;
+    capture.stop().await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.delete_many(doc! { "_id": { "$lt": 50 } }).await.unwrap();
+    insert(&mongo.db, "invoices", numbered(1_000..1_010)).await;
+    roll_over(&mongo, stood + (1 << 32)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |position, _, _| {
+        assert!(position.ordinal >= Position::RECONCILE_ORDINAL_FIRST);
+        changes += 1;
+    });
+    assert_eq!(changes, 60, "the differences and nothing else");
+    eventually("what is left of the oplog is told", PATIENCE, || async {
+        capture.status.borrow().oplog.filter(|oplog| oplog.left_seconds >= 0.0)
+    })
+    .await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_log_is_not_overtaken_by_its_busy_neighbours() {
+    let mongo = mongo_with(small_oplog()).await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let (cursor, stood) =
+        (capture.read(&Since::Nothing, |_, _, _| {}), capture.status.borrow().high_water);
+    roll_over(&mongo, stood).await;
+    capture.caught_up(&mongo.db).await;
+    capture.stop().await;
+    let capture = Capture::start(&mongo, dir.path());
+    insert(&mongo.db, "invoices", numbered(10..20)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |position, _, _| {
+        assert!(position.ordinal < Position::RECONCILE_ORDINAL_FIRST, "nothing had to be copied");
+        changes += 1;
+    });
+    assert_eq!(changes, 10);
+    capture.stop().await;
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_restored_from_a_backup_is_noticed_and_the_log_follows_it_back() {
+    let mut mongo = mongo().await;
+    let (dir, backup) = (dir(), super::dir());
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let data = mongo.set.dir().join("node0").join("db");
+    mongo.node(0).stop().await.unwrap();
+    copy_folder(&data, backup.path());
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+    // What the backup does not have, and the log has.
+    insert(&mongo.db, "invoices", numbered(100..130)).await;
+    mongo.db.collection::<Document>("invoices").delete_one(doc! { "_id": 1 }).await.unwrap();
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    capture.stop().await;
+    mongo.node(0).stop().await.unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_folder(backup.path(), &data);
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+
+    let capture = Capture::start(&mongo, dir.path());
+    insert(&mongo.db, "invoices", numbered(500..501)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
+    assert_eq!(changes, 30 + 1 + 1, "its readers are told what it lost, and what came");
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_ahead_of_its_source_waits_for_the_sources_time_and_then_compares_everything() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    capture.stop().await;
+    {
+        let (mut writer, _reader) = Writer::open(dir.path(), &log_options("invoify")).unwrap();
+        let tail = writer.tail().clone();
+        let high_water = tail.high_water + (6 << 32);
+        writer.set_tail(TailState { high_water, ..tail }).unwrap();
+        writer.commit().unwrap();
+    }
+    insert(&mongo.db, "invoices", numbered(100..110)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    eventually("it is said", PATIENCE, || async { capture.status.borrow().trouble.clone() }).await;
+    assert!(capture.status.borrow().whole, "what the log has is served meanwhile");
+    let mut n = 1_000;
+    eventually("the source's time has passed", Duration::from_secs(30), || {
+        n += 1;
+        let (db, capture) = (&mongo.db, &capture);
+        async move {
+            insert(db, "invoices", numbered(n..n + 1)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let told = capture.status.borrow();
+            (told.trouble.is_none() && told.copies.is_empty() && told.high_water > 0).then_some(())
+        }
+    })
+    .await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
+    assert!(changes >= 10, "the cursor goes on");
+    capture.stop().await;
+}
