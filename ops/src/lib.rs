@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod check;
 pub mod command;
+pub mod diff;
 pub mod mongod;
 pub mod ports;
 pub mod process;

@@ -1,6 +1,8 @@
 //! The command line: what may be typed, and which exit code it ends with.
 
+mod bar;
 mod check;
+mod diff;
 mod exit;
 mod internal;
 mod log;
@@ -44,6 +46,8 @@ enum Command {
     InternalClient(internal::InternalClient),
     /// Build a replica from the change log alone, no MongoDB needed
     Replay(replay::Replay),
+    /// Compare two replicas, row by row; exit 1 where they differ
+    Diff(diff::Diff),
     /// Look into a change log, or look after it
     #[command(subcommand)]
     Log(log::Log),
@@ -101,6 +105,7 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Replay(command) => command.run().await,
         Command::InternalServer(command) => command.run().await,
         Command::InternalClient(command) => command.run().await,
+        Command::Diff(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Mongod(command) => command.run().await,
         Command::Seed(command) => command.run().await,

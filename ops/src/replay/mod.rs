@@ -6,7 +6,7 @@
 mod pages;
 mod sight;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tidewire::page::Page;
@@ -52,6 +52,7 @@ impl Replay {
             stat.map(|stat| (reader, stat))
         })
         .await??;
+        let held = stat.clone();
         let names = stat.collections.into_iter().map(|collection| collection.name);
         let collections: Vec<String> = names.filter(|name| self.sight.may_see(name)).collect();
         let (send, pages) = mpsc::channel(AHEAD);
@@ -61,16 +62,27 @@ impl Replay {
         let sight = self.sight;
         let names = collections.clone();
         let made = tokio::task::spawn_blocking(move || {
-            pages::make(&reader, through, &sight, &names, &send, told)
+            pages::make(&reader, through, &sight, &names, &held, &send, told)
         });
         let pages = std::sync::Arc::new(Mutex::new(pages));
         let log = LogTransport { pages, collections };
         let client = SyncClient::builder(format!("log:{}", stat.source)).replica(&self.to);
         let applied = client.token(Token::new("replay")).sync_once_over(log).await;
         // The first cause is the log's, where both failed.
-        made.await??;
+        let made = made.await?;
+        if made.is_err() || applied.is_err() {
+            remove(&self.to);
+        }
+        made?;
         applied.context("write the replica")?;
         Ok(())
+    }
+}
+
+/// What came of a replay that failed is no replica.
+fn remove(replica: &Path) {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", replica.display()));
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use tidewire_protocol::key::write_mongo_id;
 use tidewire_protocol::payload::{write_json, write_json_string, write_time_ms};
 use tidewire_protocol::{Position, ResyncReason};
-use tidewire_server::log::{Body, Entry, Flow, ReadError, Reader};
+use tidewire_server::log::{Body, Entry, Flow, LogStat, ReadError, Reader};
 use tokio::sync::mpsc;
 
 use super::Sight;
@@ -19,6 +19,7 @@ pub(super) fn make(
     through: Option<Position>,
     sight: &Sight,
     collections: &[String],
+    held: &LogStat,
     pages: &mpsc::Sender<String>,
     mut told: impl FnMut(u64),
 ) -> Result<()> {
@@ -42,20 +43,24 @@ pub(super) fn make(
     };
     let reached = reader
         .replay(through, &sight.scope(collections), &mut emit)
-        .map_err(|error| explain(error, through))?;
+        .map_err(|error| explain(error, through, held))?;
     told(total + page.count as u64);
     // A client that has ended says why itself.
     let _ = pages.blocking_send(page.text(reached.max(page.last), true));
     Ok(())
 }
 
-fn explain(error: ReadError, through: Option<Position>) -> anyhow::Error {
+fn explain(error: ReadError, through: Option<Position>, held: &LogStat) -> anyhow::Error {
     let at = through.unwrap_or(Position::MAX);
     match error {
         ReadError::Resync(ResyncReason::CursorTooOld) => anyhow!(
-            "the log no longer holds what was there at {at}: it was compacted since; take a later moment"
+            "the log no longer holds what was there at {at}: it was compacted since; take a moment from {} to {}",
+            held.trim,
+            held.head
         ),
-        ReadError::Ahead => anyhow!("the log does not reach {at}: take an earlier moment, or none"),
+        ReadError::Ahead => {
+            anyhow!("the log does not reach {at}: take a moment up to {}, or none", held.head)
+        }
         ReadError::Unsettled => anyhow!(
             "a copy of the source was not finished at {at}, so the log has only a part of that moment: take a later one"
         ),

@@ -12,6 +12,7 @@ mod encodings;
 mod failover;
 mod harness;
 mod keys_and_payloads;
+mod log_life;
 mod patch_oracle;
 mod quarantine;
 mod replay;
