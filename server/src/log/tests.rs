@@ -1,7 +1,10 @@
 //! The log against a model: whatever is written, read, regranted, compacted, aborted or reopened, a
 //! reader that has a complete page holds the source as it stood there, cut to what it may see.
 
+mod beside;
+
 use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bson::raw::RawDocument;
@@ -31,9 +34,11 @@ struct Known {
 }
 
 /// The model of a source: every change.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Model {
     changes: Vec<Known>,
+    /// Every change up to this cluster time is there.
+    through: u64,
 }
 
 impl Model {
@@ -85,7 +90,7 @@ struct Source {
     dir: tempfile::TempDir,
     writer: Option<Writer>,
     reader: Reader,
-    model: Model,
+    model: Arc<RwLock<Model>>,
     time: u64,
     number: i32,
 }
@@ -100,7 +105,7 @@ impl Source {
         let (mut writer, reader) = Writer::open(dir.path(), &options()).unwrap();
         writer.set_tail(TailState { resume_token: None, high_water: 1 << 32 }).unwrap();
         writer.commit().unwrap();
-        let model = Model::default();
+        let model = Arc::new(RwLock::new(Model { changes: Vec::new(), through: 1 << 32 }));
         Self { dir, writer: Some(writer), reader, model, time: 1 << 32, number: 0 }
     }
 
@@ -119,8 +124,8 @@ impl Source {
                 self.number += 1;
                 let id = rng.random_range(0..40);
                 let collection = rng.random_range(0..COLLECTIONS.len());
-                let before = self
-                    .model
+                let model = self.model.read().unwrap();
+                let before = model
                     .changes
                     .iter()
                     .chain(&changes)
@@ -152,7 +157,9 @@ impl Source {
         let high_water = self.time;
         self.writer().set_tail(TailState { resume_token: None, high_water }).unwrap();
         self.writer().commit().unwrap();
-        self.model.changes.extend(changes);
+        let mut model = self.model.write().unwrap();
+        model.changes.extend(changes);
+        model.through = high_water;
     }
 
     fn append(&mut self, changes: &[Known]) {
@@ -232,11 +239,23 @@ impl Follower {
 
     /// Reads one page; true when there is more.
     fn step(&mut self, source: &Source, limit: usize) -> bool {
+        match self.try_step(&source.reader, &source.model, limit) {
+            Ok(more) => more,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn try_step(
+        &mut self,
+        reader: &Reader,
+        model: &RwLock<Model>,
+        limit: usize,
+    ) -> Result<bool, ReadError> {
         let scope =
             Scope::Channels { collections: &self.view.collections, channels: &self.view.channels };
         let request = PageRequest { since: &self.since, scope, limit, operation_time: 0 };
         let mut entries = Vec::new();
-        let end = source.reader.page(&request, &mut |entry| {
+        let end = reader.page(&request, &mut |entry| {
             let (id, document) = match entry.body {
                 Body::Upsert(document) => (document, Some(number(document.as_bytes()))),
                 Body::Delete(document) => (document, None),
@@ -252,9 +271,9 @@ impl Follower {
                 self.replica.clear();
                 self.farthest = Position::ZERO;
                 self.resyncs += 1;
-                return true;
+                return Ok(true);
             }
-            Err(error) => panic!("{error}"),
+            Err(error) => return Err(error),
         };
         assert_eq!(end.count, entries.len());
         assert!(end.count <= limit);
@@ -270,7 +289,12 @@ impl Follower {
         }
         let position = end.cursor.position();
         if end.complete && position >= self.farthest {
-            let wanted = source.model.at(position, &self.view);
+            // Committed, and about to be in the model too.
+            while model.read().unwrap().through < position.cluster_time {
+                std::thread::yield_now();
+            }
+            let known = model.read().unwrap();
+            let wanted = known.at(position, &self.view);
             let surplus: Vec<_> =
                 self.replica.iter().filter(|it| !wanted.contains_key(it.0)).collect();
             let missing: Vec<_> =
@@ -280,7 +304,7 @@ impl Follower {
                     println!("{t}");
                 }
                 for k in surplus.iter().chain(&missing) {
-                    for c in &source.model.changes {
+                    for c in &known.changes {
                         if (COLLECTIONS[c.collection], c.id) == (k.0.0.as_str(), k.0.1) {
                             println!(
                                 "{:?} {} {:?} {:?}",
@@ -304,22 +328,28 @@ impl Follower {
         if end.complete {
             let reads = |name: &String| end.cursor.covers(name, &self.view.channels);
             assert!(self.view.collections.iter().all(reads));
-            self.compare_documents(source, &end.cursor, limit);
+            self.compare_documents((reader, model), &end.cursor, limit)?;
         }
         self.trace.push(format!(
             "{:?} count {} head {:?} -> {:?}",
             self.view,
             end.count,
-            source.reader.head().borrow().seq,
+            reader.head().borrow().seq,
             end.cursor
         ));
         self.since = Since::Cursor(end.cursor.to_string().parse().unwrap());
-        end.has_more
+        Ok(end.has_more)
     }
 
     /// The documents as of a cursor, read in parts of `limit`, are those of the source then.
-    fn compare_documents(&self, source: &Source, at: &Cursor, limit: usize) {
+    fn compare_documents(
+        &self,
+        (reader, model): (&Reader, &RwLock<Model>),
+        at: &Cursor,
+        limit: usize,
+    ) -> Result<(), ReadError> {
         let channels = &self.view.channels;
+        let model = model.read().unwrap();
         for collection in &self.view.collections {
             if !at.covers(collection, channels) {
                 // The view has changed since.
@@ -330,7 +360,7 @@ impl Follower {
                 let request =
                     DocumentsRequest { at, collection, channels, from, operation_time: 0 };
                 let mut count = 0;
-                let next = source.reader.documents(&request, &mut |entry| {
+                let next = reader.documents(&request, &mut |entry| {
                     let Body::Upsert(document) = entry.body else { panic!("a delete") };
                     if count == limit {
                         return Flow::Full;
@@ -345,15 +375,17 @@ impl Follower {
                     Ok(None) => break,
                     Ok(next) => from = next,
                     Err(DocumentsError::Read(ReadError::Resync(ResyncReason::CursorTooOld))) => {
-                        return;
+                        return Ok(());
                     }
+                    Err(DocumentsError::Read(error)) => return Err(error),
                     Err(error) => panic!("{error}"),
                 }
             }
-            let mut wanted = source.model.at(at.position(), &self.view);
+            let mut wanted = model.at(at.position(), &self.view);
             wanted.retain(|key, _| key.0 == *collection);
             assert_eq!(documents, wanted, "{collection} at {}", at.position());
         }
+        Ok(())
     }
 }
 
@@ -389,7 +421,8 @@ fn run(seed: u64) -> (usize, usize) {
                 }
                 17 => {
                     if let Since::Cursor(at) = &older {
-                        follower.compare_documents(&source, at, 1 + rng.random_range(0..50));
+                        let from = (&source.reader, &*source.model);
+                        follower.compare_documents(from, at, 1 + rng.random_range(0..50)).unwrap();
                     }
                 }
                 16 => {
