@@ -4,7 +4,10 @@
 # so that the second proof is quick; its containers, networks, sockets and processes do not outlive the script.
 
 store=${XDG_CACHE_HOME:-$HOME/.cache}/tidewire/docker
-packages=(docker.io docker-compose debootstrap iptables iproute2 nodejs npm)
+# The Debian package of each program that an engine of our own needs. Only what is missing is installed: a node or
+# a docker from elsewhere can't be together with Debian's.
+declare -A package_of=([dockerd]=docker.io [docker]=docker.io [docker-compose]=docker-compose [debootstrap]=debootstrap
+  [iptables]=iptables [ip]=iproute2 [node]=nodejs [npm]=npm)
 
 skip() {
   printf '\nSKIPPED: docker-compose.yml was not proven: %s\n' "$*"
@@ -46,6 +49,10 @@ install_packages() {
   command -v apt-get >/dev/null || skip "no engine runs, and one can't be started without: ${missing[*]}"
   [[ $install == yes ]] || skip "no engine runs, and one can't be started without: ${missing[*]}; --install gets them"
   say "installing what is missing: ${missing[*]}"
+  local packages=()
+  for program in "${missing[@]}"; do
+    packages+=("${package_of[$program]}")
+  done
   { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${packages[@]}"; } \
     >"$work/apt.log" 2>&1 || skip "the packages can't be installed: $(tail -n 1 "$work/apt.log")"
   find_compose || skip 'no compose program'

@@ -71,8 +71,11 @@ fn begin_torture(top: &Path) -> Result<Guarded, CheckError> {
     let dir = top.join("target/torture").join(std::process::id().to_string());
     let began = || {
         std::fs::create_dir_all(&dir)?;
+        // `nice` can't be told to start its caller's program, and ours may have been built anew.
+        let program = dir.join("tidewire-ops");
+        std::fs::copy(this_program()?, &program)?;
         Launch::new("nice", dir.join("printed.log"))
-            .arg(this_program()?)
+            .arg(program)
             .args(["torture", "--minutes", TORTURE_MINUTES, "--dir"])
             .arg(dir.join("run"))
             .start()
