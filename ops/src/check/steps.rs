@@ -47,12 +47,12 @@ pub enum CheckError {
     Mongod(#[from] FetchError),
 }
 
-/// Runs all steps in the workspace at `top` and stops at the first that does not pass. The last lines on
-/// the terminal are the test runner's own.
+/// Runs all steps in the workspace at `top` and stops at the first that does not pass, the torture run
+/// where it is asked for. The last lines on the terminal are the test runner's own.
 ///
 /// # Errors
 /// See [`CheckError`].
-pub fn run(top: &Path) -> Result<(), CheckError> {
+pub fn run(top: &Path, with_torture: bool) -> Result<(), CheckError> {
     step("formatting", || cargo(top, "formatting", &["fmt", "--all", "--check"]))?;
     step("the rules of the house", || inspect_house(top))?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
@@ -60,9 +60,11 @@ pub fn run(top: &Path) -> Result<(), CheckError> {
     step("programs", || cargo(top, "programs", &["build", "--workspace", "--bins"]))?;
     step("a mongod for the tests", || Ok(fetch(Progress::Shown).map(drop)?))?;
     // It waits more than it works: beside the containers it costs little.
-    let torture = begin_torture(top)?;
+    let torture = with_torture.then(|| begin_torture(top)).transpose()?;
     step("the stack in containers", || compose(top))?;
-    step(TORTURE, || end_torture(torture))?;
+    if let Some(torture) = torture {
+        step(TORTURE, || end_torture(torture))?;
+    }
     tests(top)
 }
 

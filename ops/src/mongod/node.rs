@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::process::{Guarded, Launch};
 
 const LISTENING: &str = "Waiting for connections";
-const LISTENING_WITHIN: Duration = Duration::from_secs(60);
+const LISTENING_WITHIN: Duration = Duration::from_secs(180);
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 

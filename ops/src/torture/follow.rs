@@ -135,7 +135,10 @@ impl Follower {
                 if page.complete {
                     self.check_bank(page.checkpoint);
                 }
-                self.judge.follows(self.server.index, page.checkpoint.cluster_time);
+                // Until a log read from nothing is complete, what it tells is not counted change by change.
+                if !self.fills {
+                    self.judge.follows(self.server.index, page.checkpoint.cluster_time);
+                }
                 return;
             }
         }
