@@ -446,9 +446,10 @@ fn run(seed: u64) -> (usize, usize) {
     )
 }
 
-#[test]
-fn every_complete_page_is_the_source_at_one_commit_cut_to_the_view() {
-    let seeds = std::env::var("TIDEWIRE_TEST_SEED").map_or(0..10, |seed| {
+/// Runs the first `seeds` of a random test, or the one that `TIDEWIRE_TEST_SEED` names. `run` tells how
+/// many complete pages were compared and how many readers started again.
+fn over_seeds(seeds: u64, run: impl Fn(u64) -> (usize, usize)) {
+    let seeds = std::env::var("TIDEWIRE_TEST_SEED").map_or(0..seeds, |seed| {
         let seed: u64 = seed.parse().expect("a number");
         seed..seed + 1
     });
@@ -461,6 +462,11 @@ fn every_complete_page_is_the_source_at_one_commit_cut_to_the_view() {
     }
     println!("{compared} complete pages compared, {resyncs} resyncs");
     assert!(compared > 50);
+}
+
+#[test]
+fn every_complete_page_is_the_source_at_one_commit_cut_to_the_view() {
+    over_seeds(10, run);
 }
 
 /// What a read of the log emits, in a form to compare.
