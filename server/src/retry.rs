@@ -31,7 +31,9 @@ pub enum Failure {
     /// The source's own time is behind the log's: it was restored from an older backup. Nothing can be
     /// told from it before its time has passed the log's.
     SourceBehind,
-    /// The stream can't get past an event (too large to be sent).
+    /// An event is too large to be sent as it is.
+    EventTooLarge,
+    /// The stream can't get past an event, in parts neither.
     Impassable,
     /// The source refuses the user or the password, or the user may not do it.
     AccessRefused,
@@ -46,6 +48,8 @@ pub enum Failure {
 pub enum Step {
     /// From the resume token in the log.
     Resume,
+    /// From the resume token in the log, events that are too large in parts or without their document.
+    ResumeInParts,
     /// From the cluster time up to which the log is whole, dropping what it has.
     ResumeFromTime,
     /// From the source's present time, then reconcile every collection: what lies between can't be
@@ -90,6 +94,7 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
                 _ => (Step::Reconcile, wait),
             }
         }
+        Failure::EventTooLarge => (Step::ResumeInParts, wait),
         Failure::SourceBehind => (Step::Resume, BACKOFF_MAX),
         // A second one at once means that reconciling did not help: then slowly.
         Failure::HistoryLost | Failure::OplogRunsOut | Failure::Impassable
@@ -138,6 +143,11 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_is_too_large_is_stepped_past_and_nothing_is_compared_for_it() {
+        assert_eq!(steps(Failure::EventTooLarge, 3), [Step::ResumeInParts; 3]);
+    }
+
+    #[test]
     fn an_interruption_is_resumed_at_once_and_for_ever_with_bounded_waits() {
         let mut attempts = Attempts::default();
         for _ in 0..1_000 {
@@ -159,6 +169,7 @@ mod tests {
             Failure::HistoryLost,
             Failure::OplogRunsOut,
             Failure::SourceBehind,
+            Failure::EventTooLarge,
             Failure::Impassable,
             Failure::AccessRefused,
             Failure::Store,

@@ -65,6 +65,10 @@ impl Tail {
                 Ok(id) => self.update(at, (sort_key(id), id_document(id)), description)?,
                 Err(defect) => self.set_aside(at, key, 0, defect)?,
             },
+            Operation::Unsent { key } => match checked_id(key) {
+                Ok(id) => self.take_unsent(at, sort_key(id), id_document(id))?,
+                Err(defect) => self.set_aside(at, key, 0, defect)?,
+            },
             Operation::Delete { key } => match checked_id(key) {
                 Ok(id) => self.take_delete(at, sort_key(id), &id_document(id))?,
                 Err(_) => self.forget_unknown(at.collection, key)?,
@@ -176,15 +180,11 @@ impl Tail {
         if self.is_exact_now(at.collection, &key) {
             return Ok(());
         }
-        let tracked = &self.tracked[at.collection];
-        let ahead = tracked.is_ahead(&key);
-        if ahead && !self.awaited.is_empty() {
-            let awaited = self.awaited.get_mut(&(at.collection, key.clone()));
-            if let Some(awaited) = awaited {
-                awaited.cluster_time = at.position.cluster_time;
-                return Ok(());
-            }
+        let ahead = self.tracked[at.collection].is_ahead(&key);
+        if ahead && self.awaits_already(at, &key) {
+            return Ok(());
         }
+        let tracked = &self.tracked[at.collection];
         let latest = self.writer.latest(tracked.id, &key)?;
         let trusted = latest
             .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
@@ -206,6 +206,38 @@ impl Tail {
                 Err(reason) => tracing::debug!(collection = %tracked.name, %reason, "exact read"),
             }
         }
+        self.await_or_read(at, key, id, ahead)
+    }
+
+    /// The document is something else after the change, which the event does not tell.
+    fn take_unsent(&mut self, at: Place, key: Vec<u8>, id: RawDocumentBuf) -> Result<(), Ended> {
+        let ahead = self.tracked[at.collection].is_ahead(&key);
+        if self.is_exact_now(at.collection, &key) || ahead && self.awaits_already(at, &key) {
+            return Ok(());
+        }
+        self.await_or_read(at, key, id, ahead)
+    }
+
+    /// The copy will bring the document, which is to be read when it does.
+    fn awaits_already(&mut self, at: Place, key: &[u8]) -> bool {
+        if self.awaited.is_empty() {
+            return false;
+        }
+        let Some(awaited) = self.awaited.get_mut(&(at.collection, key.to_vec())) else {
+            return false;
+        };
+        awaited.cluster_time = at.position.cluster_time;
+        true
+    }
+
+    /// A change that can't be built: its document is read with its copy, where that is `ahead`, else now.
+    fn await_or_read(
+        &mut self,
+        at: Place,
+        key: Vec<u8>,
+        id: RawDocumentBuf,
+        ahead: bool,
+    ) -> Result<(), Ended> {
         if ahead && self.awaited.len() < AWAITED_MAX {
             let awaited = Awaited { id, cluster_time: at.position.cluster_time };
             self.awaited.insert((at.collection, key), awaited);

@@ -4,6 +4,9 @@
 use bson::Timestamp;
 use bson::raw::{RawBsonRef, RawDocument};
 
+/// The field of an event that says that its document was left out ([`super::giants`]).
+pub(super) const UNSENT: &str = "tidewireUnsent";
+
 /// One change event, borrowed from the reply it came in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Event<'a> {
@@ -30,6 +33,8 @@ pub(super) enum Operation<'a> {
     Replace { document: &'a RawDocument },
     /// The document changed by this much, told in either form.
     Update { key: &'a RawDocument, description: &'a RawDocument },
+    /// The document is something else now, which is too large to be told with its event.
+    Unsent { key: &'a RawDocument },
     /// The document is gone.
     Delete { key: &'a RawDocument },
     /// The collection is gone, with all its documents.
@@ -47,7 +52,11 @@ impl Operation<'_> {
     pub(super) fn is_row(&self) -> bool {
         matches!(
             self,
-            Self::Insert { .. } | Self::Replace { .. } | Self::Update { .. } | Self::Delete { .. }
+            Self::Insert { .. }
+                | Self::Replace { .. }
+                | Self::Update { .. }
+                | Self::Unsent { .. }
+                | Self::Delete { .. }
         )
     }
 }
@@ -81,6 +90,7 @@ struct Fields<'a> {
     key: Option<&'a RawDocument>,
     description: Option<&'a RawDocument>,
     in_transaction: bool,
+    unsent: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -111,6 +121,7 @@ impl<'a> Fields<'a> {
                     fields.description = Some(delta);
                 }
                 ("txnNumber", _) => fields.in_transaction = true,
+                (UNSENT, _) => fields.unsent = true,
                 _ => {}
             }
         }
@@ -137,6 +148,7 @@ impl<'a> Event<'a> {
         let document = || fields.document.ok_or_else(|| missing("fullDocument"));
         let key = || fields.key.ok_or_else(|| missing("documentKey"));
         let operation = match fields.operation {
+            "insert" | "replace" | "update" if fields.unsent => Operation::Unsent { key: key()? },
             "insert" => Operation::Insert { document: document()? },
             "replace" => Operation::Replace { document: document()? },
             "update" => Operation::Update {
@@ -240,6 +252,17 @@ mod tests {
     fn an_event_of_a_transaction_says_so() {
         let raw = event(doc! { "operationType": "delete", "txnNumber": 4_i64, "lsid": {} });
         assert!(Event::decode(&raw).unwrap().in_transaction);
+    }
+
+    #[test]
+    fn an_event_whose_document_was_left_out_says_of_which_one() {
+        for kind in ["insert", "replace", "update"] {
+            let raw = event(doc! { "operationType": kind, UNSENT: 17_000_000_i64 });
+            let event = Event::decode(&raw).unwrap();
+            assert!(event.operation.is_row());
+            let Operation::Unsent { key } = event.operation else { panic!("{event:?}") };
+            assert_eq!(key.get_i32("_id").unwrap(), 7);
+        }
     }
 
     #[test]

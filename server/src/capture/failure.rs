@@ -19,7 +19,7 @@ pub(super) fn classify(error: &Error) -> Failure {
             // ChangeStreamHistoryLost, CappedPositionLost.
             286 | 136 => Failure::HistoryLost,
             // BSONObjectTooLarge.
-            10334 => Failure::Impassable,
+            10334 => Failure::EventTooLarge,
             // CursorNotFound has no label before the driver adds it; CursorKilled and timeouts
             // (MaxTimeMSExpired, NetworkInterfaceExceededTimeLimit, ExceededTimeLimit) pass by
             // themselves.
@@ -72,6 +72,11 @@ pub(super) fn is_snapshot_unavailable(error: &Error) -> bool {
 /// what its parser says of a field that it does not have.
 pub(super) fn is_unknown_option(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(c) if matches!(c.code, 2 | 9 | 72 | 40415))
+}
+
+/// The source does not know a stage of the pipeline.
+pub(super) fn is_unknown_stage(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(c) if c.code == 40_324)
 }
 
 /// What may be shown of an error: its kind. The whole of it may hold a reply, and so documents.

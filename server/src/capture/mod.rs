@@ -19,6 +19,7 @@ mod ddl;
 mod decode;
 mod entries;
 mod failure;
+mod giants;
 mod oplog;
 pub mod patch;
 mod quarantine;
@@ -280,7 +281,8 @@ impl Run {
             refused: self.oplog_refused,
         };
         let collections = self.rules.iter().map(|rules| rules.name().to_owned()).collect();
-        let source = Source { client: self.client, database: self.database, collections };
+        let in_parts = step == Step::ResumeInParts;
+        let source = Source { client: self.client, database: self.database, collections, in_parts };
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
             ended = guard.watch() => Err(ended),
@@ -325,14 +327,13 @@ impl Run {
             step => step,
         };
         Ok(match (step, stored) {
-            (Step::Resume, TailState { resume_token: Some(token), .. }) => {
+            (Step::Resume | Step::ResumeInParts, TailState { resume_token: Some(token), .. }) => {
                 Ok(StartAt::Token(token))
             }
-            (Step::Resume | Step::ResumeFromTime, TailState { high_water, .. })
-                if high_water > 0 =>
-            {
-                Ok(StartAt::Time(high_water))
-            }
+            (
+                Step::Resume | Step::ResumeInParts | Step::ResumeFromTime,
+                TailState { high_water, .. },
+            ) if high_water > 0 => Ok(StartAt::Time(high_water)),
             // The first start, or what lies between can't be had as changes.
             _ => begin_anew(writer, &self.rules, times.majority)
                 .map(StartAt::Time)

@@ -1,7 +1,7 @@
 //! Replies of cursor commands, raw and whole: their documents, and what the cursor says beside them.
 
 use bson::RawDocumentBuf;
-use bson::raw::{RawArray, RawBsonRef, RawDocument};
+use bson::raw::{RawArray, RawBsonRef, RawDocument, cstr};
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -47,6 +47,22 @@ impl Reply {
     fn array(&self) -> Option<&RawArray> {
         let cursor = self.cursor()?;
         cursor.get_array("nextBatch").or_else(|_| cursor.get_array("firstBatch")).ok()
+    }
+
+    /// The same reply with these documents in place of its own.
+    pub(super) fn with_documents(&self, documents: &RawArray) -> Self {
+        let mut cursor = RawDocumentBuf::new();
+        cursor.append(cstr!("id"), self.cursor_id());
+        cursor.append(cstr!("nextBatch"), documents.to_owned());
+        if let Some(token) = self.post_batch_token() {
+            cursor.append(cstr!("postBatchResumeToken"), token);
+        }
+        let mut root = RawDocumentBuf::new();
+        root.append(cstr!("cursor"), cursor);
+        if let Ok(time) = self.root().get_timestamp("operationTime") {
+            root.append(cstr!("operationTime"), time);
+        }
+        Self::Owned(root)
     }
 
     /// The cursor has no more.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::decode::{Event, timestamp, token_time};
 use super::failure;
+use super::giants::{Fragments, Giants, IN_PARTS_MAX};
 use super::quarantine::ID_BYTES_MAX;
 use super::reply::{Batch, Reply};
 use crate::retry::Failure;
@@ -72,6 +73,9 @@ pub(super) struct Source {
     pub(super) database: Database,
     /// Names of the followed collections.
     pub(super) collections: Arc<[String]>,
+    /// An event that is too large to be sent is to be told in parts, or by its key, instead of ending
+    /// the stream.
+    pub(super) in_parts: bool,
 }
 
 impl Source {
@@ -95,23 +99,33 @@ impl Source {
         let room = Arc::new(Semaphore::new(BATCH_BYTES_MAX));
         let mut session =
             in_time(self.client.start_session().causal_consistency(false).into_future()).await?;
-        let mut cursor = in_time(self.open(&start, &mut session)).await?;
+        let mut cursor = self.opened(&start, &mut session).await?;
         let mut no_probe_before = Instant::now();
+        let mut fragments = Fragments::default();
+        let opened = Instant::now();
         loop {
             let Ok(next) = timeout(SILENCE_MAX, cursor.stream(&mut session).next()).await else {
                 return Err(silent());
             };
-            let Some(reply) = next else {
-                return Err(Ended::new(Failure::Closed, "the source closed the stream"));
-            };
-            let reply = Reply::Driver(reply?);
-            let tail_end = TailEnd::of(&reply);
+            let Some(reply) = next else { return Err(closed()) };
+            let reply = Reply::Driver(reply.map_err(|error| self.ended(error))?);
             let (id, last) = (reply.cursor_id(), reply.is_last());
+            let Some(reply) = fragments.take(reply)? else {
+                if last {
+                    return Err(closed());
+                }
+                continue;
+            };
+            let tail_end = TailEnd::of(&reply);
             if !pass_on(reply, tail_end.full, &room, &batches).await {
                 return Ok(());
             }
             if last {
-                return Err(Ended::new(Failure::Closed, "the source closed the stream"));
+                return Err(closed());
+            }
+            if self.in_parts && !tail_end.full && !tail_end.open && opened.elapsed() > IN_PARTS_MAX
+            {
+                return Err(Ended::new(Failure::Closed, "events come as ever again"));
             }
             if tail_end.open && Instant::now() >= no_probe_before {
                 match in_time(self.probe(id, &mut session)).await? {
@@ -126,22 +140,47 @@ impl Source {
                         no_probe_before = Instant::now() + PROBE_PAUSE;
                         let Some(token) = tail_end.token else { continue };
                         drop(cursor);
-                        cursor = in_time(self.open(&StartAt::Token(token), &mut session)).await?;
+                        cursor = self.opened(&StartAt::Token(token), &mut session).await?;
                     }
                 }
             }
         }
     }
 
-    /// Opens the stream, with deltas as the oplog holds them where the source knows of that.
-    async fn open(
+    /// Opens the stream; what is too large is told in the way that was asked for and that the source
+    /// knows.
+    async fn opened(
         &self,
         start: &StartAt,
         session: &mut ClientSession,
+    ) -> Result<SessionRawBatchCursor, Ended> {
+        let opening = async {
+            if !self.in_parts {
+                return self.open(start, Giants::Refused, session).await;
+            }
+            match self.open(start, Giants::Split, session).await {
+                Err(error) if failure::is_unknown_stage(&error) => {
+                    self.open(start, Giants::ByKey, session).await
+                }
+                opened => opened,
+            }
+        };
+        timeout(SILENCE_MAX, opening)
+            .await
+            .map_err(|_| silent())?
+            .map_err(|error| self.ended(error))
+    }
+
+    /// Opens it, with deltas as the oplog holds them where the source knows of that.
+    async fn open(
+        &self,
+        start: &StartAt,
+        giants: Giants,
+        session: &mut ClientSession,
     ) -> mongodb::error::Result<SessionRawBatchCursor> {
-        match self.open_with(start, Deltas::AsInOplog, session).await {
+        match self.open_with(start, Deltas::AsInOplog, giants, session).await {
             Err(error) if failure::is_unknown_option(&error) => {
-                self.open_with(start, Deltas::AsPaths, session).await
+                self.open_with(start, Deltas::AsPaths, giants, session).await
             }
             opened => opened,
         }
@@ -151,15 +190,25 @@ impl Source {
         &self,
         start: &StartAt,
         deltas: Deltas,
+        giants: Giants,
         session: &mut ClientSession,
     ) -> mongodb::error::Result<SessionRawBatchCursor> {
         self.database
-            .run_cursor_command(stream_command(start, deltas, &self.collections))
+            .run_cursor_command(stream_command(start, deltas, giants, &self.collections))
             .batch_size(BATCH_EVENTS_MAX)
             .max_time(AWAIT_MAX)
             .session(session)
             .batch()
             .await
+    }
+
+    /// What is too large for a stream that tells in parts is too large for good.
+    fn ended(&self, error: mongodb::error::Error) -> Ended {
+        let mut ended = Ended::from(error);
+        if self.in_parts && ended.failure == Failure::EventTooLarge {
+            ended.failure = Failure::Impassable;
+        }
+        ended
     }
 
     /// Asks the open cursor once, without waiting, whether more has come. `Some`: nothing has, so what
@@ -184,6 +233,10 @@ impl Source {
 /// `future`, for as long as the source may be silent.
 async fn in_time<T>(future: impl Future<Output = mongodb::error::Result<T>>) -> Result<T, Ended> {
     timeout(SILENCE_MAX, future).await.map_err(|_| silent())?.map_err(Ended::from)
+}
+
+fn closed() -> Ended {
+    Ended::new(Failure::Closed, "the source closed the stream")
 }
 
 fn silent() -> Ended {
@@ -250,7 +303,12 @@ enum Deltas {
 
 /// The command that opens the stream: what is not followed is left out by the source, before it costs
 /// anything here.
-fn stream_command(start: &StartAt, deltas: Deltas, collections: &[String]) -> bson::Document {
+fn stream_command(
+    start: &StartAt,
+    deltas: Deltas,
+    giants: Giants,
+    collections: &[String],
+) -> bson::Document {
     let mut stage = doc! { "fullDocument": "default", "showExpandedEvents": true };
     if deltas == Deltas::AsInOplog {
         stage.insert("showRawUpdateDescription", true);
@@ -261,23 +319,22 @@ fn stream_command(start: &StartAt, deltas: Deltas, collections: &[String]) -> bs
         StartAt::Time(time) => stage.insert("startAtOperationTime", timestamp(*time)),
     };
     let names = doc! { "$in": collections };
-    doc! {
-        "aggregate": 1,
-        "pipeline": [
-            { "$changeStream": stage },
-            // What else happens to a followed collection (`create`, `modify`, an index) is rare and passes.
-            { "$match": { "$or": [
-                { "ns.coll": names.clone() },
-                { "to.coll": names },
-                { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
-            ] } },
-            // An event about an `_id` that the stream can't carry would end it.
-            { "$match": { "$expr": { "$lte": [
-                { "$bsonSize": { "$ifNull": ["$documentKey", {}] } }, ID_BYTES_MAX as i32,
-            ] } } },
-        ],
-        "cursor": { "batchSize": BATCH_EVENTS_MAX as i32 },
-    }
+    let mut pipeline = vec![
+        doc! { "$changeStream": stage },
+        // What else happens to a followed collection (`create`, `modify`, an index) is rare and passes.
+        doc! { "$match": { "$or": [
+            { "ns.coll": names.clone() },
+            { "to.coll": names },
+            { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
+        ] } },
+        // An event about an `_id` that the stream can't carry would end it.
+        doc! { "$match": { "$expr": { "$lte": [
+            { "$bsonSize": { "$ifNull": ["$documentKey", {}] } }, ID_BYTES_MAX as i32,
+        ] } } },
+    ];
+    pipeline.extend(giants.stages());
+    let cursor = doc! { "batchSize": BATCH_EVENTS_MAX as i32 };
+    doc! { "aggregate": 1, "pipeline": pipeline, "cursor": cursor }
 }
 
 /// Resume tokens are small documents of strings.

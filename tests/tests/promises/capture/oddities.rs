@@ -2,6 +2,7 @@
 
 use bson::raw::RawDocument;
 use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use tidewire_protocol::Position;
 use tidewire_server::log::{Body, Quarantined, Since};
 use tidewire_tests::harness::{Mongo, MongoOptions, mongo, mongo_with};
 
@@ -142,7 +143,7 @@ async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
     insert(&mongo.db, "invoices", numbered(0..10)).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.copied().await;
-    for mb in [3, 5, 7] {
+    for mb in [3, 5, 8] {
         let id = "x".repeat(mb * 1_000_000);
         insert(&mongo.db, "invoices", [doc! { "_id": id, "mb": mb as i32 }]).await;
         insert(&mongo.db, "plans", [doc! { "_id": mb as i32 }]).await;
@@ -154,7 +155,7 @@ async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
     let capture = start_and_compare(&mongo, dir.path()).await;
     let found = listed(&capture);
     assert_eq!(found.len(), 2, "{found:?}");
-    for ((id, reason), mb) in found.iter().zip([5, 7]) {
+    for ((id, reason), mb) in found.iter().zip([5, 8]) {
         let bytes = mb * 1_000_000;
         let is_it = id.starts_with("xxx") || id.contains("xxx");
         assert!(is_it && reason == "an _id of more than 3.5 MB", "{mb}: {id} {reason} {bytes}");
@@ -189,6 +190,54 @@ async fn documents_up_to_mongodbs_bound_come_whole_and_their_changes_too() {
     insert(&mongo.db, "plans", numbered(0..10)).await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     assert_eq!(listed(&capture), []);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_more_than_16_mb_is_stepped_past_and_its_document_is_exact() {
+    let mongo =
+        mongo_with(MongoOptions { test_commands: true, cache_gb: 1.0, ..MongoOptions::default() })
+            .await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let (invoices, plans) =
+        (mongo.db.collection::<Document>("invoices"), mongo.db.collection::<Document>("plans"));
+    // The event holds the `_id` four times: 12 MB, beside the 9 MB of the text.
+    let id = "k".repeat(3_000_000);
+    let by_id = doc! { "_id": &id };
+    let text = |letter: &str| letter.repeat(9_000_000);
+    insert(&mongo.db, "invoices", [doc! { "_id": &id, "text": text("a") }]).await;
+    insert(&mongo.db, "plans", [doc! { "_id": 1 }]).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    invoices.update_one(by_id.clone(), doc! { "$set": { "text": text("b") } }).await.unwrap();
+    invoices.replace_one(by_id.clone(), doc! { "text": text("c"), "n": 1 }).await.unwrap();
+    plans.update_one(doc! { "_id": 1 }, doc! { "$set": { "n": 1 } }).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    // Among the small changes of a transaction, twice.
+    let mut session = mongo.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let within = &mut session;
+    plans.insert_one(doc! { "_id": 2 }).session(&mut *within).await.unwrap();
+    let set = doc! { "$set": { "text": text("d") } };
+    invoices.update_one(by_id.clone(), set).session(&mut *within).await.unwrap();
+    let more = doc! { "$set": { "n": 2 } };
+    invoices.update_one(by_id.clone(), more).session(&mut *within).await.unwrap();
+    plans.insert_one(doc! { "_id": 3 }).session(&mut *within).await.unwrap();
+    session.commit_transaction().await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    invoices.delete_one(by_id).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(listed(&capture), []);
+    let mut told = Vec::new();
+    capture.read(&Since::Cursor(cursor), |position, collection, body| {
+        assert!(position.ordinal < Position::RECONCILE_ORDINAL_FIRST, "nothing was compared");
+        told.push((collection.to_owned(), matches!(body, Body::Delete(_))));
+    });
+    let of = |name: &str| told.iter().filter(|(collection, _)| collection == name).count();
+    assert_eq!((of("invoices"), of("plans")), (5, 4), "{told:?}");
     capture.stop().await;
 }
 
