@@ -39,6 +39,8 @@ pub enum Failure {
     AccessRefused,
     /// The log's store failed: disk full, I/O error.
     Store,
+    /// The log's file is damaged: only a person can help.
+    LogDamaged,
     /// Anything else.
     Unexpected,
 }
@@ -105,7 +107,9 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
         Failure::HistoryLost | Failure::OplogRunsOut | Failure::Impassable => {
             (Step::Reconcile, wait)
         }
-        Failure::AccessRefused | Failure::Store => (Step::Resume, BACKOFF_SLOW.min(wait * 10)),
+        Failure::AccessRefused | Failure::Store | Failure::LogDamaged => {
+            (Step::Resume, BACKOFF_SLOW.min(wait * 10))
+        }
         Failure::Unexpected => {
             attempts.unexpected = attempts.unexpected.saturating_add(1);
             let slow = attempts.unexpected > UNEXPECTED_MAX;
@@ -173,6 +177,7 @@ mod tests {
             Failure::Impassable,
             Failure::AccessRefused,
             Failure::Store,
+            Failure::LogDamaged,
             Failure::Unexpected,
         ];
         for failure in all {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{Grants, RuleSet, TokenVerifier};
 use crate::capture::{self, CaptureError, CaptureParts, CheckError, check_source, source_identity};
 use crate::config::{Config, ConfigError, LogConfig};
-use crate::log::{LogError, LogOptions, Reader, Writer};
+use crate::log::{self, LogError, LogOptions, Reader, Writer};
 use crate::metrics::Metrics;
 use crate::scrub::{self, Scrub};
 use crate::serve::{self, Parts};
@@ -110,11 +110,21 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let verifier = TokenVerifier::new(&config.auth, grants);
     let metrics = Arc::new(Metrics::new(config.log.dir.clone()));
     let origins = config.http.allowed_origins.clone();
+    let watched = reader.clone();
     let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone(), origins)
         .with_scrubs(asked);
     tokio::spawn(scrub.run(scrubs, stop.clone()));
     let served = serve_both(listener, admin_listener, Arc::new(parts));
-    until_stopped(capture, served, stop).await
+    let dir = &config.log.dir;
+    let damaged = tokio::spawn(async move { watched.damaged().await });
+    match until_stopped(capture, served, damaged, stop).await {
+        // Whoever starts a server on this log again must not serve from it either.
+        Err(RunError::Capture(CaptureError::LogDamaged(reason))) => {
+            log::mark_damaged(dir, &reason)?;
+            Err(LogError::NeedsRebuild { dir: dir.clone(), reason }.into())
+        }
+        ended => ended,
+    }
 }
 
 fn compile<T>(compiled: Result<T, String>) -> Result<T, RunError> {
@@ -235,12 +245,16 @@ async fn tell_when_ready(mut status: StatusReceiver, draining: CancellationToken
 async fn until_stopped(
     mut capture: JoinHandle<Result<(), CaptureError>>,
     served: JoinHandle<()>,
+    mut damaged: JoinHandle<String>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    let ended_early = tokio::select! {
-        ended = &mut capture => Some(ended),
-        () = stop.cancelled() => None,
+    let (mut ended_early, mut damage) = (None, None);
+    tokio::select! {
+        ended = &mut capture => ended_early = Some(ended),
+        found = &mut damaged => damage = found.ok(),
+        () = stop.cancelled() => {}
     };
+    damaged.abort();
     stop.cancel();
     let finished = tokio::time::timeout(STOP_MAX, async {
         let captured = match ended_early {
@@ -249,7 +263,11 @@ async fn until_stopped(
         };
         (captured, served.await)
     });
-    match finished.await {
+    let finished = finished.await;
+    if let Some(reason) = damage {
+        return Err(CaptureError::LogDamaged(reason).into());
+    }
+    match finished {
         Ok((Ok(Ok(())), Ok(()))) => Ok(()),
         Ok((Ok(Err(error)), _)) => Err(error.into()),
         Ok((Err(_), _)) => Err(RunError::Task("capture")),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Outcome;
-use super::bar::Bar;
+use super::bar::{Bar, WITHOUT_TOTAL};
 use crate::diff::{Options, Side, TableDifference, diff};
 
 /// Rows are the same when their documents are, whenever each replica got them: another position or
@@ -37,9 +37,9 @@ impl Diff {
 
     fn compare(self) -> Result<Outcome> {
         let options = Options { rows_max: self.rows, positions: self.positions };
-        let mut bar = Bar::new();
+        let mut bar = Bar::new(WITHOUT_TOTAL);
         let tables = diff(&self.a, &self.b, options, |table, rows| {
-            bar.tell(table, rows);
+            bar.tell(table, rows, 0);
         })?;
         drop(bar);
         let equal = tables.iter().all(TableDifference::is_equal);

@@ -1,24 +1,19 @@
-//! `log stat | dump | quarantine | compact | backup`: a change log's folder, with or without its server running.
+//! `log …`: a change log's folder, with or without its server running.
 
+mod care;
 mod quarantine;
 
 use std::io::{BufWriter, Write, stdout};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use tidewire_protocol::payload::{Exclude, write_ejson, write_json_string, write_time_ms};
 use tidewire_protocol::position::Position;
-use tidewire_server::log::{Body, Entry, Flow, LogOptions, Reader, Scope, Writer};
-use time::OffsetDateTime;
+use tidewire_server::log::{Body, Entry, Flow, Reader, Scope};
 
 use super::{Failure, Outcome};
-use tidewire_server::config::parse_duration;
-
-/// Changes that one step of a compaction visits before it commits.
-const VISITS_PER_STEP: u32 = 10_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Log {
@@ -26,12 +21,18 @@ pub(super) enum Log {
     Stat(Folder),
     /// Every change in the log, one JSON object a line, documents in canonical Extended JSON
     Dump(Dump),
+    /// Hold the log against itself, also while the server writes; exit 1 where there are findings
+    Check(care::Check),
     /// The documents that can't be carried: which, why, how large, since when
     Quarantine(quarantine::Quarantine),
     /// Drop superseded changes and tombstones that are older than the retention; the server must not run
-    Compact(Compact),
-    /// Copy the log into a new file, also while the server writes
-    Backup(Backup),
+    Compact(care::Compact),
+    /// Copy the log into one new file, also while the server writes
+    Backup(care::Backup),
+    /// Make a backup the log of an empty data folder
+    Restore(care::Restore),
+    /// Build a damaged log anew from what is whole of it; the server must not run
+    Rebuild(care::Rebuild),
 }
 
 #[derive(Args, Debug)]
@@ -56,35 +57,22 @@ pub(super) struct Dump {
     limit: Option<u64>,
 }
 
-#[derive(Args, Debug)]
-pub(super) struct Compact {
-    #[command(flatten)]
-    folder: Folder,
-    /// How much to keep
-    #[arg(long, default_value = "7d", value_parser = parse_duration)]
-    retention: Duration,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Backup {
-    #[command(flatten)]
-    folder: Folder,
-    /// The new file, for `log.db` of another data folder
-    #[arg(long, value_name = "FILE")]
-    to: PathBuf,
-}
-
 impl Log {
     pub(super) async fn run(self) -> Result<Outcome> {
-        tokio::task::spawn_blocking(move || match self {
-            Self::Stat(folder) => stat(&folder.data_dir),
-            Self::Dump(dump) => dump.run(),
-            Self::Quarantine(quarantine) => quarantine.run(),
-            Self::Compact(compact) => compact.run(),
-            Self::Backup(backup) => backup.run(),
-        })
-        .await??;
-        Ok(Outcome::Done)
+        let work = move || {
+            match self {
+                Self::Check(check) => return check.run(),
+                Self::Stat(folder) => stat(&folder.data_dir)?,
+                Self::Dump(dump) => dump.run()?,
+                Self::Quarantine(quarantine) => quarantine.run()?,
+                Self::Compact(compact) => compact.run()?,
+                Self::Backup(backup) => backup.run()?,
+                Self::Restore(restore) => restore.run()?,
+                Self::Rebuild(rebuild) => rebuild.run()?,
+            }
+            Ok(Outcome::Done)
+        };
+        tokio::task::spawn_blocking(work).await?
     }
 }
 
@@ -180,44 +168,4 @@ fn write_entry(entry: &Entry<'_>, line: &mut Vec<u8>) {
         line.extend_from_slice(b"null");
     }
     line.extend_from_slice(b"}\n");
-}
-
-impl Compact {
-    fn run(self) -> Result<()> {
-        let dir = &self.folder.data_dir;
-        // The log's own word for its source: compaction needs no configuration.
-        let source = open(dir)?.stat(dir)?.source;
-        let (mut writer, _reader) =
-            Writer::open(dir, &LogOptions { source, retention: self.retention })
-                .context("stop the server first: it compacts by itself while it runs")?;
-        let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp())?;
-        let before = writer.retention_boundary(now);
-        let mut dropped = 0;
-        loop {
-            let step = writer.compact(before, VISITS_PER_STEP)?;
-            dropped += step.dropped;
-            if !step.more {
-                break;
-            }
-        }
-        println!("dropped {dropped} changes from before {}", when(before));
-        Ok(())
-    }
-}
-
-impl Backup {
-    fn run(self) -> Result<()> {
-        if self.to.exists() {
-            bail!(Failure::Usage(format!("{} is there already", self.to.display())));
-        }
-        let reader = open(&self.folder.data_dir)?;
-        let bar = indicatif::ProgressBar::no_length();
-        reader.backup(&self.to, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
-        bar.finish_and_clear();
-        println!("{}", self.to.display());
-        Ok(())
-    }
 }

@@ -85,6 +85,9 @@ pub enum CaptureError {
     /// The configuration of the source can't be used.
     #[error(transparent)]
     Source(#[from] CheckError),
+    /// The log's file is damaged.
+    #[error("{0}")]
+    LogDamaged(String),
     /// The thread that writes the log ended without giving the log back.
     #[error("the tail ended unexpectedly; the log is whole up to its head, restart the server")]
     TailLost,
@@ -116,7 +119,17 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
+    let mut is_writable = true;
     while !shutdown.is_cancelled() {
+        if !is_writable && let Err(error) = touch(&mut writer) {
+            let (_, wait) = retry::next_step(Failure::Store, &mut attempts);
+            tracing::warn!(%error, "the log still can't be written");
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(retry::jittered(wait)) => {}
+            }
+            continue;
+        }
         let run = Run {
             client: client.clone(),
             database: client.database(&config.database),
@@ -129,7 +142,12 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
         let before = writer.tail().clone();
         let (back, ended) = run.follow(writer, step).await?;
         writer = back;
+        is_writable = true;
         let Err(ended) = ended else { continue };
+        if ended.failure == Failure::LogDamaged {
+            return Err(CaptureError::LogDamaged(ended.message));
+        }
+        is_writable = ended.failure != Failure::Store;
         // A stream that began anew and told nothing has no token yet: that is no success.
         if writer.tail().resume_token.is_some() && *writer.tail() != before {
             attempts.succeeded();
@@ -185,6 +203,16 @@ async fn take_up(
     Ok(None)
 }
 
+/// Writes what is there already, to see whether the disk takes it. Blocks, as a page does.
+fn touch(writer: &mut Writer) -> Result<(), LogError> {
+    let tail = writer.tail().clone();
+    let written = writer.set_tail(tail).and_then(|()| writer.commit());
+    if written.is_err() {
+        writer.abort()?;
+    }
+    written.map(|_| ())
+}
+
 async fn connect(config: &SourceConfig) -> Result<Client, CaptureError> {
     let options = connect::client_options(config).await?;
     Client::with_options(options).map_err(|error| CheckError::Uri(failure::shown(&error)).into())
@@ -200,8 +228,13 @@ fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
         }
         _ => tracing::warn!(?failure, error = %message, "the stream ended; going on"),
     }
-    // One lost connection is no news to anybody but the log.
-    if attempts.in_a_row() > 1 {
+    if *failure == Failure::Store {
+        status.send_modify(|status| {
+            status.trouble = Some(message.clone());
+            status.phase = SourcePhase::Unwritable;
+        });
+    } else if attempts.in_a_row() > 1 {
+        // One lost connection is no news to anybody but the log.
         status.send_modify(|status| {
             status.trouble = Some(message.clone());
             if matches!(

@@ -469,6 +469,7 @@ fn token_of<'a>(event: &Result<Event<'a>, Undecodable<'a>>) -> Option<&'a bson::
 impl From<LogError> for Ended {
     fn from(error: LogError) -> Self {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        Self::new(Failure::Store, format!("{error}{}", cause.unwrap_or_default()))
+        let failure = if error.is_damage() { Failure::LogDamaged } else { Failure::Store };
+        Self::new(failure, format!("{error}{}", cause.unwrap_or_default()))
     }
 }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use rusqlite::OptionalExtension;
 use tidewire_protocol::Position;
 
-use super::postings::{put_varint, take_varint};
-use super::record::{KIND_DELETE, channel_ids};
-use super::write::document_in_row;
-use super::{LogError, Writer, sort_key};
+use super::postings::{put_varint, sealed, take_varint, unsealed};
+use super::record::{KIND_DELETE, StoredRow, channel_ids, select_rows};
+use super::state::Trim;
+use super::{CollectionId, LogError, Writer};
 
 /// What one step of compaction did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +32,11 @@ type Removals = BTreeMap<u32, Vec<u64>>;
 struct Visited {
     seq: u64,
     position: Position,
-    collection: u32,
+    collection: CollectionId,
+    key: Vec<u8>,
     previous: u64,
     channels: Vec<u32>,
-    /// A tombstone's key.
-    tombstone: Option<Vec<u8>>,
+    is_tombstone: bool,
 }
 
 impl Writer {
@@ -82,7 +82,7 @@ impl Writer {
             return Ok(compacted);
         };
         compacted.more = compacted.visited == u64::from(visits_max);
-        let trim = (last.seq, last.position);
+        let trim = Trim { seq: last.seq, position: last.position };
         // What is taken out of the index must be in it.
         self.write_index()?;
         let mut removals = Removals::new();
@@ -92,41 +92,28 @@ impl Writer {
         for (channel, seqs) in removals {
             self.unpost(channel, &seqs)?;
         }
-        self.conn.execute(
-            "UPDATE log SET compacted_seq = ?1, trim_time = ?2, trim_ordinal = ?3",
-            (trim.0.cast_signed(), trim.1.cluster_time.cast_signed(), trim.1.ordinal),
-        )?;
+        self.trim = trim;
         Ok(compacted)
     }
 
     fn visit(&self, before: Position, visits_max: u32) -> Result<Vec<Visited>, LogError> {
-        let mut select = self.conn.prepare_cached(
-            "SELECT seq, cluster_time, ordinal, collection, previous, channels, kind, document
-             FROM changes WHERE seq > (SELECT compacted_seq FROM log) ORDER BY seq LIMIT ?1",
-        )?;
-        let mut rows = select.query([visits_max])?;
+        let mut select =
+            self.conn.prepare_cached(select_rows!("WHERE seq > ?1 ORDER BY seq LIMIT ?2"))?;
+        let mut rows = select.query((self.trim.seq.cast_signed(), visits_max))?;
         let mut visited = Vec::new();
         while let Some(row) = rows.next()? {
-            let seq = row.get::<_, i64>(0)?.cast_unsigned();
-            let position = Position::new(row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?);
-            if position >= before {
+            let row = StoredRow::read(row)?;
+            if row.position >= before {
                 break;
             }
-            let channels: Vec<u8> = row.get(5)?;
-            let tombstone = if row.get::<_, i64>(6)? == KIND_DELETE {
-                let document = row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?;
-                let id = document_in_row(document, seq)?.get("_id").ok().flatten();
-                id.map(sort_key)
-            } else {
-                None
-            };
             visited.push(Visited {
-                seq,
-                position,
-                collection: row.get(3)?,
-                previous: row.get::<_, i64>(4)?.cast_unsigned(),
-                channels: channel_ids(&channels)?,
-                tombstone,
+                seq: row.seq,
+                position: row.position,
+                collection: row.collection,
+                key: row.key()?,
+                previous: row.previous,
+                channels: channel_ids(row.channels)?,
+                is_tombstone: row.kind == KIND_DELETE,
             });
         }
         Ok(visited)
@@ -136,13 +123,8 @@ impl Writer {
     fn drop_superseded(&self, change: &Visited, removals: &mut Removals) -> Result<u64, LogError> {
         let mut dropped = 0;
         let mut delete = self.conn.prepare_cached("DELETE FROM changes WHERE seq = ?1")?;
-        let previous: Option<Vec<u8>> = self
-            .conn
-            .prepare_cached("SELECT channels FROM changes WHERE seq = ?1")?
-            .query_row([change.previous.cast_signed()], |row| row.get(0))
-            .optional()?;
-        if let Some(channels) = previous {
-            for channel in channel_ids(&channels)? {
+        if let Some(channels) = self.superseded_channels(change)? {
+            for channel in channels {
                 let seqs = removals.entry(channel).or_default();
                 seqs.push(change.previous);
                 // What the document left, it has left too long ago for anybody to be told.
@@ -152,15 +134,31 @@ impl Writer {
             }
             dropped += delete.execute([change.previous.cast_signed()])? as u64;
         }
-        if let Some(key) = &change.tombstone {
+        if change.is_tombstone {
             self.conn
                 .prepare_cached(
                     "DELETE FROM latest WHERE collection = ?1 AND key = ?2 AND seq = ?3",
                 )?
-                .execute((change.collection, key, change.seq.cast_signed()))?;
+                .execute((change.collection.0, &change.key, change.seq.cast_signed()))?;
             dropped += delete.execute([change.seq.cast_signed()])? as u64;
         }
         Ok(dropped)
+    }
+
+    /// The channels of the change that `change` supersedes, where that is still there. It must be one
+    /// of the same document: what compaction drops is gone.
+    fn superseded_channels(&self, change: &Visited) -> Result<Option<Vec<u32>>, LogError> {
+        let mut select = self.conn.prepare_cached(select_rows!("WHERE seq = ?1"))?;
+        let mut rows = select.query([change.previous.cast_signed()])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let row = StoredRow::read(row)?;
+        if row.collection != change.collection || row.key()? != change.key {
+            return Err(LogError::Damaged(format!(
+                "change {} does not supersede change {}: they are of two documents",
+                change.seq, row.seq
+            )));
+        }
+        channel_ids(row.channels).map(Some)
     }
 
     /// Takes changes out of a channel's postings.
@@ -181,7 +179,8 @@ impl Writer {
                 rest = &rest[1..];
                 continue;
             };
-            let (kept, last) = without(first_seq.cast_unsigned(), &entries, &seqs)?;
+            let first = first_seq.cast_unsigned();
+            let (kept, last) = without(first, &unsealed(channel, first, entries)?, &seqs)?;
             self.conn
                 .prepare_cached("DELETE FROM postings WHERE channel = ?1 AND first_seq = ?2")?
                 .execute((channel, first_seq))?;
@@ -190,7 +189,7 @@ impl Writer {
                     .prepare_cached(
                         "INSERT INTO postings (channel, first_seq, entries) VALUES (?1, ?2, ?3)",
                     )?
-                    .execute((channel, first.cast_signed(), bytes))?;
+                    .execute((channel, first.cast_signed(), sealed(channel, first, bytes)))?;
             }
             rest = &rest[rest.partition_point(|&seq| seq <= last).max(1)..];
         }

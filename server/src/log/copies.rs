@@ -1,9 +1,125 @@
 //! How far copies have come.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::write::document_from_store;
 use super::{CollectionId, CopyState, LogError, Writer};
+
+/// A row of `collections`.
+#[derive(Clone, Debug)]
+pub(super) struct StoredCollection {
+    pub(super) id: CollectionId,
+    pub(super) name: String,
+    /// `None` before the first copy.
+    pub(super) copying: Option<bool>,
+    done_through: Option<Vec<u8>>,
+    done_through_id: Option<Vec<u8>>,
+    documents: i64,
+    rules: i64,
+}
+
+impl StoredCollection {
+    /// Every collection.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when one does not match its checksum.
+    pub(super) fn all(conn: &Connection) -> Result<Vec<Self>, LogError> {
+        Self::rows(conn)?.into_iter().collect()
+    }
+
+    fn rows(conn: &Connection) -> Result<Vec<Result<Self, LogError>>, LogError> {
+        let mut select = conn.prepare_cached(
+            "SELECT id, name, copying, done_through, done_through_id, documents, rules, checksum
+             FROM collections ORDER BY name",
+        )?;
+        let read = |row: &Row<'_>| {
+            let stored = Self {
+                id: CollectionId(row.get(0)?),
+                name: row.get(1)?,
+                copying: row.get(2)?,
+                done_through: row.get(3)?,
+                done_through_id: row.get(4)?,
+                documents: row.get(5)?,
+                rules: row.get(6)?,
+            };
+            Ok((stored, row.get::<_, i64>(7)?))
+        };
+        let rows = select.query_map([], read)?;
+        let checked = |row: rusqlite::Result<(Self, i64)>| {
+            let (stored, checksum) = row?;
+            if checksum == stored.checksum() {
+                Ok(stored)
+            } else {
+                let id = stored.id.0;
+                Err(LogError::Damaged(format!("collection {id} does not match its checksum")))
+            }
+        };
+        Ok(rows.map(checked).collect())
+    }
+
+    /// Every collection of a damaged log that can be told.
+    pub(super) fn readable(conn: &Connection) -> Result<Vec<Self>, LogError> {
+        Self::rows(conn).map(|rows| rows.into_iter().flatten().collect())
+    }
+
+    /// The rules of its last copy.
+    pub(super) fn rules(&self) -> u64 {
+        self.rules.cast_unsigned()
+    }
+
+    /// Adds a collection that the log has not seen.
+    pub(super) fn add(conn: &Connection, name: &str) -> Result<CollectionId, LogError> {
+        let free = "SELECT ifnull(max(id), 0) + 1 FROM collections";
+        let id = CollectionId(conn.query_row(free, [], |row| row.get(0))?);
+        let new = Self {
+            id,
+            name: name.to_owned(),
+            copying: None,
+            done_through: None,
+            done_through_id: None,
+            documents: 0,
+            rules: 0,
+        };
+        new.write(conn)?;
+        Ok(id)
+    }
+
+    fn write(&self, conn: &Connection) -> Result<(), LogError> {
+        conn.prepare_cached(
+            "INSERT OR REPLACE INTO collections (id, name, copying, done_through, done_through_id,
+             documents, rules, checksum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute((
+            self.id.0,
+            &self.name,
+            self.copying,
+            &self.done_through,
+            &self.done_through_id,
+            self.documents,
+            self.rules,
+            self.checksum(),
+        ))?;
+        Ok(())
+    }
+
+    fn checksum(&self) -> i64 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.id.0.to_be_bytes());
+        hasher.update(&[self.copying.map_or(2, u8::from)]);
+        let parts = [
+            Some(self.name.as_bytes()),
+            self.done_through.as_deref(),
+            self.done_through_id.as_deref(),
+        ];
+        for part in parts {
+            hasher.update(&part.map_or(u64::MAX, |part| part.len() as u64).to_be_bytes());
+            hasher.update(part.unwrap_or_default());
+        }
+        hasher.update(&self.documents.to_be_bytes());
+        hasher.update(&self.rules.to_be_bytes());
+        i64::from(hasher.finalize())
+    }
+}
 
 impl Writer {
     /// Reads the collections and their copies anew.
@@ -14,22 +130,16 @@ impl Writer {
         self.channels.clear();
         self.channels_len = 0;
         self.looked_up = None;
-        let mut select = self.conn.prepare(
-            "SELECT id, name, copying, done_through, done_through_id, documents, rules
-             FROM collections",
-        )?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            let id = CollectionId(row.get(0)?);
-            self.collections.insert(row.get(1)?, id);
-            if let Some(copying) = row.get::<_, Option<bool>>(2)? {
-                let done_id = row.get::<_, Option<Vec<u8>>>(4)?;
+        for stored in StoredCollection::all(&self.conn)? {
+            let id = stored.id;
+            self.collections.insert(stored.name, id);
+            if let Some(copying) = stored.copying {
                 let state = CopyState {
-                    done_through: row.get(3)?,
-                    done_through_id: done_id.map(document_from_store).transpose()?,
-                    documents: row.get::<_, i64>(5)?.cast_unsigned(),
+                    done_through: stored.done_through,
+                    done_through_id: stored.done_through_id.map(document_from_store).transpose()?,
+                    documents: stored.documents.cast_unsigned(),
                     finished: !copying,
-                    rules: row.get::<_, i64>(6)?.cast_unsigned(),
+                    rules: stored.rules.cast_unsigned(),
                 };
                 self.copies.insert(id, state);
             }
@@ -67,20 +177,20 @@ impl Writer {
         state: CopyState,
     ) -> Result<(), LogError> {
         self.begin()?;
-        self.conn
-            .prepare_cached(
-                "UPDATE collections SET copying = ?2, done_through = ?3, done_through_id = ?4,
-                 documents = ?5, rules = ?6 WHERE id = ?1",
-            )?
-            .execute((
-                collection.0,
-                !state.finished,
-                &state.done_through,
-                state.done_through_id.as_ref().map(|id| id.as_bytes()),
-                state.documents.cast_signed(),
-                state.rules.cast_signed(),
-            ))?;
         let finished = state.finished;
+        let known = self.collections.iter().find(|(_, id)| **id == collection);
+        let (name, _) =
+            known.ok_or_else(|| LogError::Refused("there is no such collection".to_owned()))?;
+        let stored = StoredCollection {
+            id: collection,
+            name: name.clone(),
+            copying: Some(!state.finished),
+            done_through: state.done_through.clone(),
+            done_through_id: state.done_through_id.as_ref().map(|id| id.as_bytes().to_vec()),
+            documents: state.documents.cast_signed(),
+            rules: state.rules.cast_signed(),
+        };
+        stored.write(&self.conn)?;
         self.copies.insert(collection, state);
         self.settle(collection, finished)
     }

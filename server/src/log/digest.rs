@@ -8,9 +8,10 @@ use rusqlite::Connection;
 use super::cursor::View;
 use super::followed::{is_settled, leave_out_unready, ruled_seq};
 use super::page::{Taker, merge, shared_head, start};
-use super::read::{LogState, NO_SNAPSHOT, SNAPSHOT_TRIES_MAX};
+use super::read::SNAPSHOT_TRIES_MAX;
 use super::recent::SharedRecent;
 use super::rows::{Decision, Row, Rows};
+use super::state::LogState;
 use super::{Cursor, Entry, Flow, LogError, ReadError, Reader, Scope};
 
 /// Which documents.
@@ -103,7 +104,7 @@ impl Reader {
                 return Ok(next);
             }
         }
-        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
+        Err(LogError::Busy.into())
     }
 }
 
@@ -141,7 +142,7 @@ fn read(
     while let Some(touched) = merge.next(conn)? {
         let goes_on = taker.look()
             && rows
-                .with(touched.seq, |row| match stands(row, touched.inside, until)? {
+                .with(touched, |row| match stands(row, touched.inside, until)? {
                     // The next part knows.
                     None => Ok(false),
                     Some(false) => Ok(true),

@@ -70,14 +70,7 @@ impl Writer {
     /// # Errors
     /// [`LogError::Store`].
     pub fn followed(&self) -> Result<Vec<Followed>, LogError> {
-        let mut select =
-            self.conn.prepare_cached("SELECT collection, active, whole, rules FROM followed")?;
-        let rows = select.query_map([], |row| {
-            let collection = CollectionId(row.get(0)?);
-            let (active, whole) = (row.get(1)?, row.get(2)?);
-            Ok(Followed { collection, active, whole, rules: row.get(3)? })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        all(&self.conn)
     }
 
     /// Follows a collection from now on. Where the log knew it under other `rules`, its documents have
@@ -114,6 +107,25 @@ impl Writer {
         self.make_whole()
     }
 
+    /// Follows in a log that is rebuilt what the old one followed: readers go on seeing it, unsettled as
+    /// it is. `ids` gives the number here of a number there.
+    pub(super) fn follow_as_before(
+        &mut self,
+        old: &[Followed],
+        ids: impl Fn(CollectionId) -> Option<CollectionId>,
+    ) -> Result<(), LogError> {
+        for followed in old {
+            let Some(id) = ids(followed.collection) else { continue };
+            self.follow(id, &followed.rules)?;
+            // Which versions are of older rules is not known any more: the latest ones are told.
+            self.conn.execute(
+                "UPDATE followed SET active = ?2, whole = ?3, ruled_seq = ?4 WHERE collection = ?1",
+                (id.0, followed.active, followed.whole, self.last_seq.cast_signed()),
+            )?;
+        }
+        Ok(())
+    }
+
     /// Notes that the copy of a collection has begun or ended.
     pub(super) fn settle(
         &mut self,
@@ -133,10 +145,9 @@ impl Writer {
             // Those in which nothing was appended, and those that nobody can ask for any more.
             self.conn
                 .prepare_cached(
-                    "DELETE FROM unsettled WHERE through_seq < from_seq
-                     OR through_seq <= (SELECT compacted_seq FROM log)",
+                    "DELETE FROM unsettled WHERE through_seq < from_seq OR through_seq <= ?1",
                 )?
-                .execute([])?;
+                .execute([self.trim.seq.cast_signed()])?;
             let ends =
                 "UPDATE gaps SET through_time = ?2 WHERE collection = ?1 AND through_time IS NULL";
             self.conn.prepare_cached(ends)?.execute((collection.0, WITH_THIS_COMMIT))?;
@@ -167,8 +178,8 @@ impl Writer {
                 "UPDATE gaps SET through_time = ?1 WHERE through_time = ?2",
                 (high_water.cast_signed(), WITH_THIS_COMMIT),
             )?;
-            let old = "DELETE FROM gaps WHERE through_time < (SELECT trim_time FROM log)";
-            self.conn.execute(old, [])?;
+            let trim = self.trim.position.cluster_time.cast_signed();
+            self.conn.execute("DELETE FROM gaps WHERE through_time < ?1", [trim])?;
         }
         Ok(())
     }
@@ -189,6 +200,18 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The collections that a log follows or has followed.
+pub(super) fn all(conn: &Connection) -> Result<Vec<Followed>, LogError> {
+    let mut select =
+        conn.prepare_cached("SELECT collection, active, whole, rules FROM followed")?;
+    let rows = select.query_map([], |row| {
+        let collection = CollectionId(row.get(0)?);
+        let (active, whole) = (row.get(1)?, row.get(2)?);
+        Ok(Followed { collection, active, whole, rules: row.get(3)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Takes out of a view the collections that are not whole yet.

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::OptionalExtension;
 use tidewire_protocol::Position;
 
-use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, checksum};
-use super::write::{LookedUp, Previous, damaged, document_in_row, missing};
-use super::{CollectionId, KeyEntry, Latest, LogError, Writer, sort_key};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, StoredRow, select_rows};
+use super::write::{LookedUp, Previous, missing};
+use super::{CollectionId, KeyEntry, Latest, LogError, Writer};
 
 impl Writer {
     /// The latest change of a document, appends that are not committed included.
@@ -43,24 +42,20 @@ impl Writer {
     }
 
     /// The change `seq`; `None` where it is gone or another document's.
-    fn row_of(
+    pub(super) fn row_of(
         &self,
         collection: CollectionId,
         key: &[u8],
         seq: u64,
     ) -> Result<Option<(Previous, Latest)>, LogError> {
-        let mut select = self.conn.prepare_cached(
-            "SELECT seq, cluster_time, ordinal, kind, rules, checksum, channels, document, collection
-             FROM changes WHERE seq = ?1",
-        )?;
+        let mut select = self.conn.prepare_cached(select_rows!("WHERE seq = ?1"))?;
         let mut rows = select.query([seq.cast_signed()])?;
         let Some(row) = rows.next()? else { return Ok(None) };
-        let document = row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?;
-        let id = document_in_row(document, seq)?.get("_id").ok().flatten();
-        if row.get::<_, u32>(8)? != collection.0 || id.map(sort_key).as_deref() != Some(key) {
+        let row = StoredRow::read(row)?;
+        if row.collection != collection || row.key()? != key {
             return Ok(None);
         }
-        latest_in_row(row).map(Some)
+        latest_of(&row).map(Some)
     }
 
     /// The document's latest change, by the index in the store.
@@ -69,17 +64,14 @@ impl Writer {
         collection: CollectionId,
         key: &[u8],
     ) -> Result<Option<(Previous, Latest)>, LogError> {
-        let mut select = self.conn.prepare_cached(
-            "SELECT l.seq, cluster_time, ordinal, kind, rules, checksum, channels, document
-             FROM latest l LEFT JOIN changes c ON c.seq = l.seq
-             WHERE l.collection = ?1 AND l.key = ?2",
-        )?;
-        let mut rows = select.query((collection.0, key))?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        if row.get_ref(7)? == ValueRef::Null {
-            return Err(missing(row.get::<_, i64>(0)?.cast_unsigned()));
-        }
-        latest_in_row(row).map(Some)
+        let seq: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?
+            .query_row((collection.0, key), |row| row.get(0))
+            .optional()?;
+        let Some(seq) = seq.map(i64::cast_unsigned) else { return Ok(None) };
+        // An index entry that names another document's change, or none, is damaged.
+        self.row_of(collection, key, seq)?.ok_or_else(|| missing(seq)).map(Some)
     }
 
     /// False where a look at the greatest key tells that the log has no such document.
@@ -177,21 +169,13 @@ impl Writer {
     }
 }
 
-/// Reads a row of `seq, cluster_time, ordinal, kind, rules, checksum, channels, document`.
-fn latest_in_row(row: &Row<'_>) -> Result<(Previous, Latest), LogError> {
-    let seq = row.get::<_, i64>(0)?.cast_unsigned();
-    let position = Position::new(row.get::<_, i64>(1)?.cast_unsigned(), row.get(2)?);
-    let document = row.get_ref(7)?.as_blob().map_err(rusqlite::Error::from)?;
-    if row.get::<_, i64>(5)? != checksum(position, document) {
-        return Err(damaged(seq));
-    }
-    let kind = row.get::<_, i64>(3)?;
-    let document = document_in_row(document, seq)?;
+fn latest_of(row: &StoredRow<'_>) -> Result<(Previous, Latest), LogError> {
+    let document = row.document()?;
     let latest = Latest {
-        position,
-        document: (kind == KIND_UPSERT).then(|| document.to_owned()),
-        set_aside: (kind == KIND_SET_ASIDE).then(|| document.to_owned()),
-        rules: row.get::<_, i64>(4)?.cast_unsigned(),
+        position: row.position,
+        document: (row.kind == KIND_UPSERT).then(|| document.to_owned()),
+        set_aside: (row.kind == KIND_SET_ASIDE).then(|| document.to_owned()),
+        rules: row.rules,
     };
-    Ok((Previous { seq, channels: row.get(6)? }, latest))
+    Ok((Previous { seq: row.seq, channels: row.channels.to_vec() }, latest))
 }

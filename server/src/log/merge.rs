@@ -17,6 +17,8 @@ pub(super) struct Touched {
     pub(super) seq: u64,
     /// The document is in one of the channels after it; otherwise it has left the last of them.
     pub(super) inside: bool,
+    /// The store says so, not only memory: its row must be there.
+    pub(super) stored: bool,
 }
 
 /// The changes of `(after, through]`.
@@ -91,19 +93,20 @@ impl Merge {
                     .optional()?;
                 Ok(seq.map(|seq| {
                     *after = seq.cast_unsigned();
-                    Touched { seq: *after, inside: true }
+                    Touched { seq: *after, inside: true, stored: true }
                 }))
             }
             Self::Channels { sources, heap } => {
                 let Some(Reverse((posting, _))) = heap.peek() else {
                     return Ok(None);
                 };
-                let mut touched = Touched { seq: posting.seq, inside: false };
+                let mut touched = Touched { seq: posting.seq, inside: false, stored: false };
                 while let Some(Reverse((posting, at))) = heap.peek().copied() {
                     if posting.seq != touched.seq {
                         break;
                     }
                     touched.inside |= !posting.left;
+                    touched.stored |= matches!(sources[at], Source::Stored(_));
                     heap.pop();
                     if let Some(next) = sources[at].next(conn)? {
                         heap.push(Reverse((next, at)));

@@ -8,9 +8,10 @@ use super::cursor::View;
 use super::followed::{is_settled, ruled_seq};
 use super::merge::Merge;
 use super::page::{Taker, channel_numbers, shared_head};
-use super::read::{LogState, NO_SNAPSHOT, SNAPSHOT_TRIES_MAX};
+use super::read::SNAPSHOT_TRIES_MAX;
 use super::recent::SharedRecent;
 use super::rows::{Decision, Rows};
+use super::state::LogState;
 use super::{ChannelKey, Cursor, Entry, Flow, Head, LogError, ReadError, Reader};
 
 impl Reader {
@@ -37,7 +38,7 @@ impl Reader {
                 return Ok(whole);
             }
         }
-        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
+        Err(LogError::Busy.into())
     }
 }
 
@@ -53,7 +54,7 @@ fn read(
     if !shared_head(&mut state, recent) || state.head.seq < through.seq {
         return Ok(None);
     }
-    if state.compacted_seq > after.seq {
+    if state.trim.seq > after.seq {
         return Err(ReadError::Resync(ResyncReason::CursorTooOld));
     }
     // Under other rules older versions are nobody's, and where a copy is under way the whole view of each
@@ -74,7 +75,7 @@ fn read(
     while let Some(touched) = merge.next(conn)? {
         let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
         let taken = taker.look()
-            && rows.with(touched.seq, |row| row.give(decision, &mut taker))?.unwrap_or(true);
+            && rows.with(touched, |row| row.give(decision, &mut taker))?.unwrap_or(true);
         if !taken {
             return Ok(Some(false));
         }

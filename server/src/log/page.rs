@@ -8,13 +8,16 @@
 use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::{Position, ResyncReason};
 
-use super::cursor::{Fill, Inside, Regrant, View};
+use super::cursor::{Fill, Inside, Regrant, View, name_hash};
 use super::followed::{Gap, gap_at, is_settled, leave_out_unready, ruled_seq};
 use super::merge::Merge;
-use super::read::{Entry, Flow, LogState, PageEnd, PageRequest, ReadError, Scope, Since};
+use super::read::{Entry, Flow, PageEnd, PageRequest, ReadError, Scope, Since};
 use super::recent::SharedRecent;
+use super::record::{StoredRow, select_rows};
 use super::regrant::Telling;
 use super::rows::{Decision, Rows};
+use super::state::LogState;
+use super::write::damaged_channel;
 use super::{Cursor, Head, LogError};
 
 /// A reader farther behind than this many changes is served a fill.
@@ -156,13 +159,18 @@ pub(super) fn channel_numbers(
 ) -> Result<Vec<u32>, LogError> {
     let collections = super::rows::collections(conn)?;
     let mut select =
-        conn.prepare_cached("SELECT id FROM channels WHERE collection = ?1 AND hash = ?2")?;
+        conn.prepare_cached("SELECT id, name FROM channels WHERE collection = ?1 AND hash = ?2")?;
     let mut numbers = Vec::new();
     for (collection, channel) in pairs {
         for known in collections.iter().filter(|known| known.hash == collection) {
-            let number: Option<u32> =
-                select.query_row((known.id, channel.cast_signed()), |row| row.get(0)).optional()?;
-            numbers.extend(number);
+            let mut rows = select.query((known.id.0, channel.cast_signed()))?;
+            if let Some(row) = rows.next()? {
+                let name = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
+                if name_hash(name) != channel {
+                    return Err(damaged_channel(name));
+                }
+                numbers.push(row.get(0)?);
+            }
         }
     }
     Ok(numbers)
@@ -181,7 +189,7 @@ fn walk(
         if !taker.look() {
             return Ok(Stop::Full { done, next: None });
         }
-        let full = rows.with(touched.seq, |row| {
+        let full = rows.with(touched, |row| {
             if let Some(fill) = fill {
                 let Some(latest) = row.latest()? else {
                     // Not known in this snapshot: the next page knows.
@@ -229,7 +237,7 @@ fn end(
             let position = if until == state.head.seq {
                 state.head.position
             } else {
-                position_at(conn, until)?.max(state.trim)
+                position_at(conn, until)?.max(state.trim.position)
             };
             (position, until, is_settled(conn, until, &view)?, state.head.seq > until)
         }
@@ -323,7 +331,7 @@ pub(super) fn start(
         };
     }
     let origin = Position::new(state.origin, Position::RECONCILE_ORDINAL_FIRST - 1);
-    if position < origin || position < state.trim {
+    if position < origin || position < state.trim.position {
         return Err(ReadError::Resync(ResyncReason::CursorTooOld));
     }
     if position == state.head.position {
@@ -392,7 +400,7 @@ fn too_old_by_now(plan: &Plan, state: &LogState) -> Result<(), ReadError> {
         Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.until,
         _ => plan.after,
     };
-    if state.compacted_seq > floor {
+    if state.trim.seq > floor {
         return Err(ReadError::Resync(ResyncReason::CursorTooOld));
     }
     Ok(())
@@ -422,20 +430,30 @@ fn seq_at(conn: &Connection, head_seq: u64, position: Position) -> Result<u64, L
             _ => high = middle,
         }
     }
+    // The way there was not held against checksums; the place is.
+    let after = position_after(conn, low)?;
+    if position_at(conn, low)? > position || after.is_some_and(|after| after <= position) {
+        return Err(LogError::Damaged(format!("the positions around change {low} do not ascend")));
+    }
     Ok(low)
 }
 
 /// The position of the change `seq`, or of the last one before it.
 fn position_at(conn: &Connection, seq: u64) -> Result<Position, LogError> {
-    let position = conn
-        .prepare_cached(
-            "SELECT cluster_time, ordinal FROM changes WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1",
-        )?
-        .query_row([seq.cast_signed()], |row| {
-            Ok(Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
-        })
-        .optional()?;
-    Ok(position.unwrap_or(Position::ZERO))
+    let last = select_rows!("WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1");
+    Ok(position_of(conn, last, seq)?.unwrap_or(Position::ZERO))
+}
+
+/// The position of the first change after `seq`.
+fn position_after(conn: &Connection, seq: u64) -> Result<Option<Position>, LogError> {
+    position_of(conn, select_rows!("WHERE seq > ?1 ORDER BY seq LIMIT 1"), seq)
+}
+
+fn position_of(conn: &Connection, select: &str, seq: u64) -> Result<Option<Position>, LogError> {
+    let mut select = conn.prepare_cached(select)?;
+    let mut rows = select.query([seq.cast_signed()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(StoredRow::read(row)?.position))
 }
 
 /// See [`super::Reader::replay`]; `None` as in [`read`].
@@ -453,7 +471,7 @@ pub(super) fn replay(
     let (until, reached) = match through {
         None => (state.head.seq, state.head.position),
         Some(through) if through > state.head.position => return Err(ReadError::Ahead),
-        Some(through) if through < state.trim => {
+        Some(through) if through < state.trim.position => {
             return Err(ReadError::Resync(ResyncReason::CursorTooOld));
         }
         Some(through) => (seq_at(conn, state.head.seq, through)?, through),
@@ -472,7 +490,7 @@ pub(super) fn replay(
     let mut merge = merge.start(conn)?;
     while let Some(touched) = merge.next(conn)? {
         let decision = if touched.inside { Decision::AsItIs } else { Decision::Gone };
-        if rows.with(touched.seq, |row| row.give(decision, &mut taker))? == Some(false) {
+        if rows.with(touched, |row| row.give(decision, &mut taker))? == Some(false) {
             return Ok(Some(taker.last.unwrap_or(Position::ZERO)));
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A run is the varints of `(difference to the number before) << 1 | left`; the first difference is
 //! taken from the run's own `first_seq` and is 0. `left` says that the document was in the channel
-//! before the change and is not after it.
+//! before the change and is not after it. In the store a run ends with its checksum.
 
 use std::collections::VecDeque;
 
@@ -12,6 +12,8 @@ use super::LogError;
 
 /// Most entries in one run.
 const RUN_ENTRIES_MAX: usize = 4096;
+/// Bytes of a run's checksum.
+const CHECKSUM_LEN: usize = 4;
 /// Runs loaded at once for a channel.
 const RUNS_PER_LOAD: u32 = 8;
 
@@ -36,6 +38,39 @@ pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+fn run_checksum(channel: u32, first_seq: u64, entries: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&channel.to_be_bytes());
+    hasher.update(&first_seq.to_be_bytes());
+    hasher.update(entries);
+    hasher.finalize().to_be_bytes()
+}
+
+/// A run's entries as they go to the store: with the CRC-32 of all that the row says.
+pub(super) fn sealed(channel: u32, first_seq: u64, mut entries: Vec<u8>) -> Vec<u8> {
+    entries.extend_from_slice(&run_checksum(channel, first_seq, &entries));
+    entries
+}
+
+/// A run's entries out of the store.
+///
+/// # Errors
+/// [`LogError::Damaged`] when they do not match their checksum.
+pub(super) fn unsealed(
+    channel: u32,
+    first_seq: u64,
+    mut stored: Vec<u8>,
+) -> Result<Vec<u8>, LogError> {
+    let len = stored.len().saturating_sub(CHECKSUM_LEN);
+    if stored[len..] != run_checksum(channel, first_seq, &stored[..len]) {
+        return Err(LogError::Damaged(format!(
+            "a run of channel {channel}'s postings from change {first_seq} does not match its checksum"
+        )));
+    }
+    stored.truncate(len);
+    Ok(stored)
 }
 
 /// Cuts a channel's postings (`seq << 1 | left`, ascending) into runs for the store.
@@ -160,7 +195,7 @@ impl PostingReader {
         let mut loaded = 0;
         while let Some(row) = rows.next()? {
             let first = row.get::<_, i64>(0)?.cast_unsigned();
-            self.runs.push_back((first, row.get(1)?));
+            self.runs.push_back((first, unsealed(self.channel, first, row.get(1)?)?));
             self.loaded_through = Some(first);
             loaded += 1;
         }
@@ -205,7 +240,7 @@ mod tests {
                 for channel in [7, 8] {
                     conn.execute(
                         "INSERT INTO postings VALUES (?1, ?2, ?3)",
-                        (channel, first.cast_signed(), &entries),
+                        (channel, first.cast_signed(), sealed(channel, first, entries.clone())),
                     )
                     .unwrap();
                 }

@@ -8,7 +8,7 @@ use tidewire_protocol::{Position, ResyncReason};
 use tokio::sync::watch;
 
 use super::recent::SharedRecent;
-use super::record::head_position;
+use super::state::LogState;
 use super::touched::LastCommits;
 use super::{Body, Cursor, Head, LogError};
 
@@ -17,7 +17,6 @@ const IDLE_CONNECTIONS_MAX: usize = 8;
 /// A snapshot is taken again when recent index entries were moved to the store just after it; that
 /// happens once in many thousand changes.
 pub(super) const SNAPSHOT_TRIES_MAX: usize = 16;
-pub(super) const NO_SNAPSHOT: &str = "the index moves faster than it can be read";
 
 /// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +132,8 @@ struct Shared {
     head: watch::Receiver<Head>,
     recent: SharedRecent,
     last_commits: LastCommits,
+    /// What was found damaged, first.
+    damage: watch::Sender<Option<String>>,
     /// Keeps the watch of a reader without a writer open.
     _alone: Option<watch::Sender<Head>>,
 }
@@ -145,7 +146,8 @@ impl Reader {
         last_commits: LastCommits,
     ) -> Self {
         let idle = Mutex::default();
-        let shared = Shared { path, idle, head, recent, last_commits, _alone: None };
+        let damage = watch::Sender::new(None);
+        let shared = Shared { path, idle, head, recent, last_commits, damage, _alone: None };
         Self { shared: Arc::new(shared) }
     }
 
@@ -164,7 +166,9 @@ impl Reader {
         let (sender, head) = watch::channel(state.head);
         let idle = Mutex::new(vec![conn]);
         let last_commits = LastCommits::default();
-        let shared = Shared { path, idle, head, recent, last_commits, _alone: Some(sender) };
+        let damage = watch::Sender::new(None);
+        let alone = Some(sender);
+        let shared = Shared { path, idle, head, recent, last_commits, damage, _alone: alone };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -187,11 +191,11 @@ impl Reader {
         for _ in 0..SNAPSHOT_TRIES_MAX {
             let recent = &self.shared.recent;
             let read = |conn: &Connection| super::page::read(conn, recent, request, emit);
-            if let Some(end) = self.with_snapshot(read)? {
+            if let Some(end) = self.with_snapshot(read).inspect_err(|error| self.note(error))? {
                 return Ok(end);
             }
         }
-        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
+        Err(LogError::Busy.into())
     }
 
     /// Gives every change that is still there through `through` (inclusive; `None`: to the head) to
@@ -210,11 +214,30 @@ impl Reader {
         for _ in 0..SNAPSHOT_TRIES_MAX {
             let recent = &self.shared.recent;
             let read = |conn: &Connection| super::page::replay(conn, recent, through, scope, emit);
-            if let Some(reached) = self.with_snapshot(read)? {
+            if let Some(reached) = self.with_snapshot(read).inspect_err(|e| self.note(e))? {
                 return Ok(reached);
             }
         }
-        Err(LogError::Damaged(NO_SNAPSHOT.to_owned()).into())
+        Err(LogError::Busy.into())
+    }
+
+    /// Waits until a read finds that the log is damaged; what it found.
+    pub async fn damaged(&self) -> String {
+        let mut damage = self.shared.damage.subscribe();
+        let found = damage.wait_for(Option::is_some).await;
+        // The sender lives as long as we do.
+        found.ok().and_then(|found| found.clone()).unwrap_or_default()
+    }
+
+    fn note(&self, error: &ReadError) {
+        let ReadError::Log(error) = error else { return };
+        if error.is_damage() {
+            self.shared.damage.send_if_modified(|found| {
+                let first = found.is_none();
+                found.get_or_insert_with(|| error.to_string());
+                first
+            });
+        }
     }
 
     /// Runs `read` on one snapshot of the log.
@@ -249,50 +272,5 @@ impl Reader {
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
         self.shared.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// The log's own row, read in a snapshot.
-#[derive(Clone, Debug)]
-pub(super) struct LogState {
-    pub(super) log_id: u64,
-    pub(super) source: String,
-    pub(super) head: Head,
-    pub(super) last: Position,
-    pub(super) high_water: u64,
-    /// The tail's first high water: what was before it is unknown.
-    pub(super) origin: u64,
-    /// The index entries of later changes are not in the store.
-    pub(super) indexed_seq: u64,
-    /// Superseded changes and tombstones through this change may be gone.
-    pub(super) compacted_seq: u64,
-    /// That change's position.
-    pub(super) trim: Position,
-}
-
-impl LogState {
-    pub(super) fn read(conn: &Connection) -> Result<Self, LogError> {
-        let state = conn
-            .prepare_cached(
-                "SELECT log_id, source, seq, cluster_time, ordinal, high_water, origin,
-                 compacted_seq, trim_time, trim_ordinal, indexed_seq FROM log",
-            )?
-            .query_row([], |row| {
-                let unsigned = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-                let last = Position::new(unsigned(3)?, row.get(4)?);
-                let high_water = unsigned(5)?;
-                Ok(Self {
-                    log_id: unsigned(0)?,
-                    source: row.get(1)?,
-                    head: Head { position: head_position(last, high_water), seq: unsigned(2)? },
-                    last,
-                    high_water,
-                    origin: unsigned(6)?,
-                    compacted_seq: unsigned(7)?,
-                    trim: Position::new(unsigned(8)?, row.get(9)?),
-                    indexed_seq: unsigned(10)?,
-                })
-            })?;
-        Ok(state)
     }
 }

@@ -8,12 +8,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
-use super::key::sort_key;
-use super::postings::Runs;
-use super::record::channel_ids;
-use super::write::document_in_row;
+use super::postings::{Runs, sealed};
+use super::record::{StoredRow, channel_ids, select_rows};
 use super::{CollectionId, Head, LogError};
 
 /// Keys kept in memory before they are written.
@@ -125,7 +123,7 @@ impl Recent {
         )?;
         for (&channel, postings) in channels {
             for (first, entries) in Runs::of(postings) {
-                insert.execute((channel, first.cast_signed(), entries))?;
+                insert.execute((channel, first.cast_signed(), sealed(channel, first, entries)))?;
             }
         }
         Ok(())
@@ -134,24 +132,16 @@ impl Recent {
     /// Rebuilds the entries of the changes after `indexed_seq`.
     pub(super) fn rebuild(conn: &Connection, indexed_seq: u64) -> Result<Self, LogError> {
         let mut recent = Self::default();
-        let mut select = conn.prepare(
-            "SELECT c.seq, c.collection, c.channels, p.channels, c.document
-             FROM changes c LEFT JOIN changes p ON p.seq = c.previous
-             WHERE c.seq > ?1 ORDER BY c.seq",
-        )?;
+        let mut select = conn.prepare(select_rows!("WHERE seq > ?1 ORDER BY seq"))?;
+        let mut before = conn.prepare("SELECT channels FROM changes WHERE seq = ?1")?;
         let mut rows = select.query([indexed_seq.cast_signed()])?;
         while let Some(row) = rows.next()? {
-            let seq = row.get::<_, i64>(0)?.cast_unsigned();
-            let now: Vec<u8> = row.get(2)?;
-            let before: Option<Vec<u8>> = row.get(3)?;
-            recent.post(seq, &before.unwrap_or_default(), &now)?;
-            let document = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-            let id = document_in_row(document, seq)?
-                .get("_id")
-                .ok()
-                .flatten()
-                .ok_or_else(|| LogError::Damaged(format!("change {seq} has no _id")))?;
-            recent.set_latest(CollectionId(row.get(1)?), &sort_key(id), seq);
+            let row = StoredRow::read(row)?;
+            let previous = row.previous.cast_signed();
+            let before: Option<Vec<u8>> =
+                before.query_row([previous], |row| row.get(0)).optional()?;
+            recent.post(row.seq, &before.unwrap_or_default(), row.channels)?;
+            recent.set_latest(row.collection, &row.key()?, row.seq);
         }
         Ok(recent)
     }

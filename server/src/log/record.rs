@@ -2,10 +2,12 @@
 
 use bson::RawDocumentBuf;
 use bson::raw::RawDocument;
+use rusqlite::Row;
 use tidewire_protocol::Position;
 
 use super::LogError;
 use super::postings::take_varint;
+use super::write::{damaged, document_in_row};
 
 /// A collection's number in this log; never reused, not the same in another log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,13 +121,92 @@ pub(super) fn head_position(last: Position, high_water: u64) -> Position {
     last.max(Position::new(high_water, Position::RECONCILE_ORDINAL_FIRST - 1))
 }
 
-/// What a row's checksum must be: CRC-32 of its position and its document.
-pub(super) fn checksum(position: Position, document: &[u8]) -> i64 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&position.cluster_time.to_be_bytes());
-    hasher.update(&position.ordinal.to_be_bytes());
-    hasher.update(document);
-    i64::from(hasher.finalize())
+/// Selects what [`StoredRow::read`] reads.
+macro_rules! select_rows {
+    ($which:literal) => {
+        concat!(
+            "SELECT seq, cluster_time, ordinal, wall_time, collection, kind, previous, rules,
+             checksum, channels, document FROM changes ",
+            $which
+        )
+    };
+}
+pub(super) use select_rows;
+
+/// A row of `changes` as it lies in the store.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoredRow<'a> {
+    pub(super) seq: u64,
+    pub(super) position: Position,
+    pub(super) wall_time_ms: i64,
+    pub(super) collection: CollectionId,
+    pub(super) kind: i64,
+    /// The change that it supersedes, 0 where there was none.
+    pub(super) previous: u64,
+    pub(super) rules: u64,
+    /// Numbers of channels, as [`channel_ids`] reads them.
+    pub(super) channels: &'a [u8],
+    pub(super) document: &'a [u8],
+}
+
+impl<'a> StoredRow<'a> {
+    /// Reads what [`select_rows`] selects, and holds them against their checksum.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when any of them is not what was written, [`LogError::Store`].
+    pub(super) fn read(row: &'a Row<'_>) -> Result<Self, LogError> {
+        let seq = row.get::<_, i64>(0)?.cast_unsigned();
+        let unsigned = |at: usize| row.get::<_, i64>(at).map(i64::cast_unsigned);
+        let blob = |at: usize| row.get_ref(at)?.as_blob().map_err(rusqlite::Error::from);
+        let read = || -> rusqlite::Result<Self> {
+            Ok(Self {
+                seq,
+                position: Position::new(unsigned(1)?, row.get(2)?),
+                wall_time_ms: row.get(3)?,
+                collection: CollectionId(row.get(4)?),
+                kind: row.get(5)?,
+                previous: unsigned(6)?,
+                rules: unsigned(7)?,
+                channels: blob(9)?,
+                document: blob(10)?,
+            })
+        };
+        // What is not even of its column's type is no better than what has another checksum.
+        match read() {
+            Ok(stored) if row.get_ref(8)?.as_i64().ok() == Some(stored.checksum()) => Ok(stored),
+            _ => Err(damaged(seq)),
+        }
+    }
+
+    /// CRC-32 of all that the row holds.
+    pub(super) fn checksum(&self) -> i64 {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut numbers = [0; 52];
+        numbers[0..8].copy_from_slice(&self.seq.to_be_bytes());
+        numbers[8..16].copy_from_slice(&self.position.cluster_time.to_be_bytes());
+        numbers[16..20].copy_from_slice(&self.position.ordinal.to_be_bytes());
+        numbers[20..28].copy_from_slice(&self.wall_time_ms.to_be_bytes());
+        numbers[28..32].copy_from_slice(&self.collection.0.to_be_bytes());
+        numbers[32..36].copy_from_slice(&(self.kind as u32).to_be_bytes());
+        numbers[36..44].copy_from_slice(&self.previous.to_be_bytes());
+        numbers[44..52].copy_from_slice(&self.rules.to_be_bytes());
+        hasher.update(&numbers);
+        hasher.update(&(self.channels.len() as u64).to_be_bytes());
+        hasher.update(self.channels);
+        hasher.update(self.document);
+        i64::from(hasher.finalize())
+    }
+
+    pub(super) fn document(&self) -> Result<&'a RawDocument, LogError> {
+        document_in_row(self.document, self.seq)
+    }
+
+    /// The document's key.
+    pub(super) fn key(&self) -> Result<Vec<u8>, LogError> {
+        let id = self.document()?.get("_id").ok().flatten();
+        let id = id.ok_or_else(|| LogError::Damaged(format!("change {} has no _id", self.seq)))?;
+        Ok(super::sort_key(id))
+    }
 }
 
 /// The channels of a row.

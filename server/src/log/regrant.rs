@@ -59,7 +59,7 @@ impl Telling {
             if !taker.look() {
                 return Ok(Stop::Full { done, next: None });
             }
-            let taken = rows.with(touched.seq, |row| {
+            let taken = rows.with(touched, |row| {
                 match decide(row, touched.inside, &held, self.boundary, until)? {
                     Told::NotYet => Ok(false),
                     Told::Nothing => Ok(true),

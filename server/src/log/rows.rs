@@ -6,13 +6,16 @@ use bson::raw::{RawDocument, RawDocumentBuf};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 use tidewire_protocol::Position;
 
+use super::copies::StoredCollection;
 use super::cursor::name_hash;
+use super::merge::Touched;
 use super::page::Taker;
-use super::read::{Entry, LogState};
+use super::read::Entry;
 use super::recent::SharedRecent;
-use super::record::{KIND_DELETE, KIND_SET_ASIDE, channel_ids, checksum};
-use super::write::{damaged, document_in_row};
-use super::{Body, CollectionId, LogError, sort_key};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, StoredRow, channel_ids, select_rows};
+use super::state::LogState;
+use super::write::missing;
+use super::{Body, CollectionId, LogError};
 
 /// Walks back from a latest change that are remembered while a page is read.
 const VERSIONS_MAX: usize = 10_000;
@@ -20,33 +23,31 @@ const VERSIONS_MAX: usize = 10_000;
 /// A collection of this log.
 #[derive(Debug)]
 pub(super) struct KnownCollection {
-    pub(super) id: u32,
+    pub(super) id: CollectionId,
     pub(super) name: String,
     pub(super) hash: u64,
 }
 
 /// All collections of this log.
 pub(super) fn collections(conn: &Connection) -> Result<Vec<KnownCollection>, LogError> {
-    let mut select = conn.prepare_cached("SELECT id, name FROM collections")?;
-    let rows = select.query_map([], |row| {
-        let name: String = row.get(1)?;
-        Ok(KnownCollection { id: row.get(0)?, hash: name_hash(&name), name })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let known = |stored: StoredCollection| {
+        let StoredCollection { id, name, .. } = stored;
+        KnownCollection { id, hash: name_hash(&name), name }
+    };
+    Ok(StoredCollection::all(conn)?.into_iter().map(known).collect())
 }
 
 /// Looks rows up by their number.
 pub(super) struct Rows<'c> {
     select: CachedStatement<'c>,
     latest: CachedStatement<'c>,
-    previous: CachedStatement<'c>,
+    /// For versions of a document that is looked at.
+    version: CachedStatement<'c>,
     /// What walks back from a latest change to a boundary have found.
     versions: HashMap<(u64, u64), u64>,
     recent: &'c SharedRecent,
     /// Of the snapshot.
-    indexed_seq: u64,
-    /// The snapshot holds every change through this one.
-    head_seq: u64,
+    state: &'c LogState,
     collections: Vec<KnownCollection>,
 }
 
@@ -54,17 +55,21 @@ pub(super) struct Rows<'c> {
 pub(super) struct Row<'r, 'c> {
     pub(super) seq: u64,
     pub(super) position: Position,
-    wall_time_ms: i64,
+    stored: StoredRow<'r>,
     collection: &'r KnownCollection,
-    kind: i64,
-    channels: &'r [u8],
     document: &'r RawDocument,
     latest: &'r mut CachedStatement<'c>,
-    previous: &'r mut CachedStatement<'c>,
+    version: &'r mut CachedStatement<'c>,
     versions: &'r mut HashMap<(u64, u64), u64>,
     recent: &'c SharedRecent,
-    indexed_seq: u64,
-    head_seq: u64,
+    state: &'c LogState,
+}
+
+/// An earlier or later change of a document.
+struct Version {
+    previous: u64,
+    /// `None`: it is of another collection.
+    key: Option<Vec<u8>>,
 }
 
 /// What an entry says of a row.
@@ -80,60 +85,53 @@ impl<'c> Rows<'c> {
     pub(super) fn prepare(
         conn: &'c Connection,
         recent: &'c SharedRecent,
-        state: &LogState,
+        state: &'c LogState,
     ) -> Result<Self, LogError> {
         Ok(Self {
-            select: conn.prepare_cached(
-                "SELECT cluster_time, ordinal, wall_time, collection, kind, checksum, channels,
-                 document FROM changes WHERE seq = ?1",
-            )?,
+            select: conn.prepare_cached(select_rows!("WHERE seq = ?1"))?,
             latest: conn
                 .prepare_cached("SELECT seq FROM latest WHERE collection = ?1 AND key = ?2")?,
-            previous: conn.prepare_cached("SELECT previous FROM changes WHERE seq = ?1")?,
+            version: conn.prepare_cached(select_rows!("WHERE seq IN (?1)"))?,
             versions: HashMap::new(),
             recent,
-            indexed_seq: state.indexed_seq,
-            head_seq: state.head.seq,
+            state,
             collections: collections(conn)?,
         })
     }
 
     /// Shows a row to `look`; `None` when the row is gone, superseded and compacted.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] also when the row should be there and is not.
     pub(super) fn with<T>(
         &mut self,
-        seq: u64,
+        touched: Touched,
         look: impl FnOnce(&mut Row<'_, 'c>) -> Result<T, LogError>,
     ) -> Result<Option<T>, LogError> {
+        let seq = touched.seq;
         let mut found = self.select.query([seq.cast_signed()])?;
         let Some(row) = found.next()? else {
-            return Ok(None);
+            // Index entries go with their rows. Those in memory may be a moment behind the store.
+            let compacted = !touched.stored && seq <= self.state.trim.seq;
+            return if compacted { Ok(None) } else { Err(missing(seq)) };
         };
-        let position = Position::new(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
-        let blob = |at: usize| row.get_ref(at)?.as_blob().map_err(|_| damaged(seq));
-        let document = blob(7)?;
-        if row.get::<_, i64>(5)? != checksum(position, document) {
-            return Err(damaged(seq));
-        }
-        let id: u32 = row.get(3)?;
+        let stored = StoredRow::read(row)?;
         let collection = self
             .collections
             .iter()
-            .find(|known| known.id == id)
+            .find(|known| known.id == stored.collection)
             .ok_or_else(|| LogError::Damaged(format!("change {seq} is of no collection")))?;
         let mut row = Row {
             seq,
-            position,
-            wall_time_ms: row.get(2)?,
+            position: stored.position,
+            stored,
             collection,
-            kind: row.get(4)?,
-            channels: blob(6)?,
-            document: document_in_row(document, seq)?,
+            document: stored.document()?,
             latest: &mut self.latest,
-            previous: &mut self.previous,
+            version: &mut self.version,
             versions: &mut self.versions,
             recent: self.recent,
-            indexed_seq: self.indexed_seq,
-            head_seq: self.head_seq,
+            state: self.state,
         };
         look(&mut row).map(Some)
     }
@@ -142,32 +140,58 @@ impl<'c> Rows<'c> {
 impl Row<'_, '_> {
     /// Whether an entry for it would be a delete.
     pub(super) fn is_delete(&self, inside: bool) -> bool {
-        !inside || self.kind == KIND_DELETE
+        !inside || self.stored.kind == KIND_DELETE
     }
 
     /// The number of the document's latest change, the row's own at least. `None` when index entries
     /// have been moved to the store after this snapshot, so that it can't be known here.
     pub(super) fn latest(&mut self) -> Result<Option<u64>, LogError> {
-        let id = self
-            .document
-            .get("_id")
-            .ok()
-            .flatten()
-            .ok_or_else(|| LogError::Damaged(format!("change {} has no _id", self.seq)))?;
-        let key = sort_key(id);
+        let key = self.stored.key()?;
         {
             let shared = self.recent.read();
-            if let Some(seq) = shared.recent.latest(CollectionId(self.collection.id), &key) {
+            if let Some(seq) = shared.recent.latest(self.collection.id, &key) {
                 return Ok(Some(seq.max(self.seq)));
             }
-            if shared.indexed_seq > self.indexed_seq {
+            if shared.indexed_seq > self.state.indexed_seq {
                 return Ok(None);
             }
         }
-        let stored: Option<i64> =
-            self.latest.query_row((self.collection.id, key), |row| row.get(0)).optional()?;
-        // A tombstone that is compacted has no entry: then this row is the last that is known.
-        Ok(Some(stored.map_or(self.seq, |seq| seq.cast_unsigned().max(self.seq))))
+        let latest: Option<i64> =
+            self.latest.query_row((self.collection.id.0, &key), |row| row.get(0)).optional()?;
+        let latest = latest.map_or(0, i64::cast_unsigned);
+        if latest < self.seq {
+            // In one snapshot each row that is there has an entry, its own or a later one's.
+            return if self.seq > self.state.indexed_seq {
+                Ok(Some(self.seq))
+            } else {
+                Err(LogError::Damaged(format!("the index does not lead to change {}", self.seq)))
+            };
+        }
+        if latest > self.seq && !self.versions.contains_key(&(latest, latest)) {
+            let other = self.version(latest)?.ok_or_else(|| missing(latest))?;
+            if other.key.as_deref() != Some(&key) {
+                let what = format!("the index takes change {latest} for a later {}", self.seq);
+                return Err(LogError::Damaged(what));
+            }
+            self.remember((latest, latest), latest);
+        }
+        Ok(Some(latest))
+    }
+
+    /// What there is to know of a version of this document.
+    fn version(&mut self, seq: u64) -> Result<Option<Version>, LogError> {
+        let mut found = self.version.query([seq.cast_signed()])?;
+        let Some(row) = found.next()? else { return Ok(None) };
+        let row = StoredRow::read(row)?;
+        let same = row.collection == self.collection.id;
+        Ok(Some(Version { previous: row.previous, key: same.then(|| row.key()).transpose()? }))
+    }
+
+    fn remember(&mut self, walk: (u64, u64), version: u64) {
+        if self.versions.len() >= VERSIONS_MAX {
+            self.versions.clear();
+        }
+        self.versions.insert(walk, version);
     }
 
     /// The document's version as of the change `boundary`, from its `latest` one backwards; 0 when
@@ -186,46 +210,42 @@ impl Row<'_, '_> {
         }
         let mut version = latest;
         while version > boundary {
-            let previous: Option<i64> =
-                self.previous.query_row([version.cast_signed()], |row| row.get(0)).optional()?;
-            version = match previous {
-                Some(previous) => previous.cast_unsigned(),
-                None if version > self.head_seq => return Ok(None),
+            version = match self.version(version)? {
+                Some(found) => found.previous,
+                None if version > self.state.head.seq => return Ok(None),
+                None if version > self.state.trim.seq => return Err(missing(version)),
                 None => 0,
             };
         }
-        if self.versions.len() >= VERSIONS_MAX {
-            self.versions.clear();
-        }
-        self.versions.insert((latest, boundary), version);
+        self.remember((latest, boundary), version);
         Ok(Some(version))
     }
 
     /// Whether the document, after this change, is in one of `channels`.
     pub(super) fn is_in(&self, channels: &HashSet<u32>) -> Result<bool, LogError> {
-        Ok(channel_ids(self.channels)?.iter().any(|id| channels.contains(id)))
+        Ok(channel_ids(self.stored.channels)?.iter().any(|id| channels.contains(id)))
     }
 
     /// Gives the row away; false when the page is full.
     pub(super) fn give(&self, decision: Decision, taker: &mut Taker<'_>) -> Result<bool, LogError> {
         let mut key_only = RawDocumentBuf::new();
         let mut set_aside = None;
-        let body = if self.kind == KIND_DELETE {
+        let body = if self.stored.kind == KIND_DELETE {
             Body::Delete(self.document)
-        } else if self.kind != KIND_SET_ASIDE && decision == Decision::AsItIs {
+        } else if self.stored.kind != KIND_SET_ASIDE && decision == Decision::AsItIs {
             Body::Upsert(self.document)
         } else {
             if let Ok(Some(id)) = self.document.get("_id") {
                 key_only.append(bson::cstr!("_id"), id);
             }
-            if self.kind == KIND_SET_ASIDE && decision == Decision::AsItIs {
+            if self.stored.kind == KIND_SET_ASIDE && decision == Decision::AsItIs {
                 set_aside = self.document.get_str("reason").ok();
             }
             Body::Delete(&key_only)
         };
         Ok(taker.take(&Entry {
             position: self.position,
-            wall_time_ms: self.wall_time_ms,
+            wall_time_ms: self.stored.wall_time_ms,
             collection: &self.collection.name,
             body,
             set_aside,

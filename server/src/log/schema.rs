@@ -20,12 +20,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{LogError, followed};
+use super::check::{check_all, check_index};
+use super::state::LogState;
+use super::{LogError, followed, wal};
 
 /// Marks the file as ours (`PRAGMA application_id`): "TIDE".
 const APPLICATION_ID: i32 = 0x5449_4445;
 /// The version of the tables (`PRAGMA user_version`).
-const FORMAT_VERSION: i32 = 2;
+const FORMAT_VERSION: i32 = 3;
 /// The writer's page cache, KiB.
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.
@@ -49,7 +51,8 @@ CREATE TABLE log (
     indexed_seq INTEGER NOT NULL DEFAULT 0,
     compacted_seq INTEGER NOT NULL DEFAULT 0,
     trim_time INTEGER NOT NULL DEFAULT 0,
-    trim_ordinal INTEGER NOT NULL DEFAULT 0
+    trim_ordinal INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL
 );
 CREATE TABLE changes (
     seq INTEGER PRIMARY KEY,
@@ -90,7 +93,8 @@ CREATE TABLE collections (
     done_through BLOB,
     done_through_id BLOB,
     documents INTEGER NOT NULL DEFAULT 0,
-    rules INTEGER NOT NULL DEFAULT 0
+    rules INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL
 );
 ";
 
@@ -111,7 +115,8 @@ CREATE TABLE IF NOT EXISTS quarantine (
 ";
 
 /// The log's file in a data folder.
-pub(super) fn log_path(dir: &Path) -> PathBuf {
+#[must_use]
+pub fn log_path(dir: &Path) -> PathBuf {
     dir.join("log.db")
 }
 
@@ -119,46 +124,55 @@ pub(super) fn log_path(dir: &Path) -> PathBuf {
 pub(super) fn open_to_write(dir: &Path, source: &str) -> Result<Connection, LogError> {
     let path = log_path(dir);
     let fresh = !path.exists();
+    let suspect = wal::is_suspect(&dir.join("log.db-wal"))
+        .map_err(|source| LogError::Io { dir: dir.to_owned(), source })?;
     let conn = Connection::open_with_flags(
         &path,
         OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
-    .map_err(|error| unreadable(&path, &error))?;
+    .map_err(|error| unreadable(&path, error))?;
     if fresh {
         conn.pragma_update(None, "page_size", 8192)?;
     }
-    conn.pragma_update(None, "journal_mode", "wal").map_err(|error| unreadable(&path, &error))?;
+    conn.pragma_update(None, "journal_mode", "wal").map_err(|error| unreadable(&path, error))?;
     conn.pragma_update(None, "synchronous", "normal")?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    // Reads that go wrong within a page are refused by SQLite, where they would be taken at their word.
+    conn.pragma_update(None, "cell_size_check", true)?;
     prepare(&conn)?;
     let version: i32 = conn
         .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(|error| unreadable(&path, &error))?;
+        .map_err(|error| unreadable(&path, error))?;
     if version == 0 {
         create(&conn, &path, source)?;
     }
     check(&conn, &path)?;
-    conn.execute_batch(QUARANTINE_TABLE).map_err(|error| unreadable(&path, &error))?;
+    conn.execute_batch(QUARANTINE_TABLE).map_err(|error| unreadable(&path, error))?;
+    if suspect {
+        tracing::warn!("the log's write-ahead log is not whole: all of the log is looked through");
+        check_all(&conn)?;
+    } else {
+        check_index(&conn)?;
+    }
     Ok(conn)
 }
 
 fn create(conn: &Connection, path: &Path, source: &str) -> Result<(), LogError> {
     let tables: i64 = conn
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(|error| unreadable(path, &error))?;
+        .map_err(|error| unreadable(path, error))?;
     if tables != 0 {
         return Err(LogError::Unreadable {
             path: path.to_owned(),
             reason: "it holds other tables".to_owned(),
         });
     }
-    let log_id = rand::random::<u64>().cast_signed();
     conn.execute_batch("BEGIN IMMEDIATE")?;
     conn.execute_batch(TABLES)?;
     conn.execute_batch(followed::TABLES)?;
-    conn.execute("INSERT INTO log (id, log_id, source) VALUES (1, ?1, ?2)", (log_id, source))?;
+    LogState::new(source).write(conn)?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", FORMAT_VERSION)?;
     conn.execute_batch("COMMIT")?;
@@ -171,7 +185,7 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, LogError> {
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
-    .map_err(|error| unreadable(path, &error))?;
+    .map_err(|error| unreadable(path, error))?;
     conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     prepare(&conn)?;
     check(&conn, path)?;
@@ -189,7 +203,7 @@ fn prepare(conn: &Connection) -> Result<(), LogError> {
 fn check(conn: &Connection, path: &Path) -> Result<(), LogError> {
     let pragma = |name: &str| {
         conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0))
-            .map_err(|error| unreadable(path, &error))
+            .map_err(|error| unreadable(path, error))
     };
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);
     if application != APPLICATION_ID {
@@ -201,12 +215,20 @@ fn check(conn: &Connection, path: &Path) -> Result<(), LogError> {
     if version != FORMAT_VERSION {
         return Err(LogError::Unreadable {
             path: path.to_owned(),
-            reason: format!("its format is {version}, this version reads {FORMAT_VERSION}"),
+            reason: format!(
+                "its format is {version}, this version reads {FORMAT_VERSION}; start with an empty \
+                 --data-dir: the source is copied anew"
+            ),
         });
     }
     Ok(())
 }
 
-fn unreadable(path: &Path, error: &rusqlite::Error) -> LogError {
+fn unreadable(path: &Path, error: rusqlite::Error) -> LogError {
+    let error = LogError::Store(error);
+    if error.is_damage() {
+        return LogError::Damaged(format!("{} can't be read as one", path.display()));
+    }
+    let LogError::Store(error) = error else { return error };
     LogError::Unreadable { path: path.to_owned(), reason: error.to_string() }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tidewire_protocol::Position;
 
-use super::read::LogState;
 use super::record::KIND_UPSERT;
+use super::state::LogState;
 use super::{LogError, Reader, schema};
 
 /// What a log holds.
@@ -84,34 +84,12 @@ impl Reader {
                 head: state.head.position,
                 last: state.last,
                 high_water: state.high_water,
-                trim: state.trim,
+                trim: state.trim.position,
                 changes: changes.cast_unsigned(),
                 document_bytes: document_bytes.cast_unsigned(),
                 file_bytes: std::fs::metadata(schema::log_path(dir)).map_or(0, |meta| meta.len()),
                 collections,
             })
-        })
-    }
-
-    /// Copies the log to the new file `to`, a consistent copy also while the server writes. `progress`
-    /// is told pages done and pages in all.
-    ///
-    /// # Errors
-    /// [`LogError::Store`].
-    pub fn backup(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), LogError> {
-        const PAGES_PER_STEP: i32 = 1024;
-        self.with_snapshot(|conn| {
-            let mut target = rusqlite::Connection::open(to)?;
-            let backup = rusqlite::backup::Backup::new(conn, &mut target)?;
-            loop {
-                let step = backup.step(PAGES_PER_STEP)?;
-                let at = backup.progress();
-                let total = u64::try_from(at.pagecount).unwrap_or(0);
-                progress(total - u64::try_from(at.remaining).unwrap_or(0).min(total), total);
-                if step == rusqlite::backup::StepResult::Done {
-                    return Ok(());
-                }
-            }
         })
     }
 }

@@ -2,6 +2,7 @@
 //! reader that has a complete page holds the source as it stood there, cut to what it may see.
 
 mod beside;
+mod damage;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};

@@ -15,13 +15,15 @@ use tidewire_protocol::Position;
 use tokio::sync::watch;
 
 use super::checkpoint::Checkpointer;
+use super::copies::StoredCollection;
 use super::cursor::name_hash;
+use super::damage::{refuse_damaged, with_remedy};
 use super::known::Known;
 use super::postings::put_varint;
 use super::quarantine::Aside;
-use super::read::LogState;
 use super::recent::{Recent, SharedRecent};
-use super::record::{KIND_DELETE, KIND_UPSERT, checksum, head_position};
+use super::record::{KIND_DELETE, KIND_UPSERT, StoredRow, head_position};
+use super::state::{LogState, Trim};
 use super::touched::LastCommits;
 use super::{
     Body, Channels, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema,
@@ -61,6 +63,10 @@ pub struct Writer {
     /// Held as long as we live: a second writer on the folder is refused.
     _lock: File,
     pub(super) retention: Duration,
+    /// The log's own row, committed.
+    pub(super) state: LogState,
+    /// How far compaction has come, not committed included.
+    pub(super) trim: Trim,
     pub(super) head: Head,
     head_sender: watch::Sender<Head>,
     /// Committed.
@@ -125,26 +131,26 @@ impl Writer {
     /// writer is dropped or the process dies.
     ///
     /// # Errors
-    /// [`LogError::InUse`], [`LogError::OtherSource`], [`LogError::Unreadable`], [`LogError::Io`].
+    /// [`LogError::InUse`], [`LogError::OtherSource`], [`LogError::Unreadable`],
+    /// [`LogError::NeedsRebuild`], [`LogError::Io`].
     pub fn open(dir: &Path, options: &LogOptions) -> Result<(Self, Reader), LogError> {
-        let io = |source| LogError::Io { dir: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(io)?;
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join("lock"))
-            .map_err(io)?;
-        lock.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => LogError::InUse(dir.to_owned()),
-            std::fs::TryLockError::Error(source) => io(source),
-        })?;
+        let lock = lock(dir)?;
+        refuse_damaged(dir)?;
+        Self::open_locked(dir, options, lock).map_err(|error| with_remedy(dir, error))
+    }
+
+    fn open_locked(
+        dir: &Path,
+        options: &LogOptions,
+        lock: File,
+    ) -> Result<(Self, Reader), LogError> {
         let mut conn = schema::open_to_write(dir, &options.source)?;
-        let found: String = conn.query_row("SELECT source FROM log", [], |row| row.get(0))?;
-        if found != options.source {
-            let (dir, wanted) = (dir.to_owned(), options.source.clone());
+        let mut state = LogState::read(&conn)?;
+        if state.source != options.source {
+            let (dir, wanted, found) = (dir.to_owned(), options.source.clone(), state.source);
             return Err(LogError::OtherSource { dir, found, wanted });
         }
+        state.identify(&conn)?;
         let checkpointer = Checkpointer::start(&mut conn, &schema::log_path(dir))?;
         let (head_sender, head_receiver) = watch::channel(Head::default());
         let mut writer = Self {
@@ -152,6 +158,8 @@ impl Writer {
             _checkpointer: checkpointer,
             _lock: lock,
             retention: options.retention,
+            trim: state.trim,
+            state,
             head: Head::default(),
             head_sender,
             tail: TailState::default(),
@@ -187,9 +195,7 @@ impl Writer {
     /// Takes over what is committed, forgetting what is not.
     fn load(&mut self) -> Result<(), LogError> {
         let state = LogState::read(&self.conn)?;
-        let token: Option<Vec<u8>> =
-            self.conn.query_row("SELECT resume_token FROM log", [], |row| row.get(0))?;
-        let resume_token = token.map(document_from_store).transpose()?;
+        let resume_token = state.resume_token.clone().map(document_from_store).transpose()?;
         self.tail = TailState { resume_token, high_water: state.high_water };
         self.next_tail = None;
         self.head = state.head;
@@ -206,6 +212,8 @@ impl Writer {
         }
         self.head_sender.send_replace(self.head);
         self.aside = Aside::load(&self.conn)?;
+        self.trim = state.trim;
+        self.state = state;
         self.load_collections()
     }
 
@@ -218,11 +226,9 @@ impl Writer {
             return Ok(id);
         }
         self.begin()?;
-        self.conn.execute("INSERT INTO collections (name) VALUES (?1)", [name])?;
-        let id = u32::try_from(self.conn.last_insert_rowid())
-            .map_err(|_| LogError::Damaged("a collection's number is out of range".to_owned()))?;
-        self.collections.insert(name.to_owned(), CollectionId(id));
-        Ok(CollectionId(id))
+        let id = StoredCollection::add(&self.conn, name)?;
+        self.collections.insert(name.to_owned(), id);
+        Ok(id)
     }
 
     /// Every collection that the log has seen.
@@ -292,6 +298,17 @@ impl Writer {
         let seq = self.last_seq + 1;
         let before = previous.as_ref().map_or(&[][..], |previous| &previous.channels);
         self.index(change, seq, before)?;
+        let row = StoredRow {
+            seq,
+            position: change.position,
+            wall_time_ms: change.wall_time_ms,
+            collection: change.collection,
+            kind: change.kind,
+            previous: previous.map_or(0, |previous| previous.seq),
+            rules: change.rules,
+            channels: change.channels,
+            document: change.document,
+        };
         self.conn
             .prepare_cached(
                 "INSERT INTO changes (seq, cluster_time, ordinal, wall_time, collection, kind,
@@ -299,17 +316,17 @@ impl Writer {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute((
-                seq.cast_signed(),
-                change.position.cluster_time.cast_signed(),
-                change.position.ordinal,
-                change.wall_time_ms,
-                change.collection.0,
-                change.kind,
-                previous.map_or(0, |previous| previous.seq.cast_signed()),
-                change.rules.cast_signed(),
-                checksum(change.position, change.document),
-                change.channels,
-                change.document,
+                row.seq.cast_signed(),
+                row.position.cluster_time.cast_signed(),
+                row.position.ordinal,
+                row.wall_time_ms,
+                row.collection.0,
+                row.kind,
+                row.previous.cast_signed(),
+                row.rules.cast_signed(),
+                row.checksum(),
+                row.channels,
+                row.document,
             ))?;
         (self.last_seq, self.last_position) = (seq, change.position);
         Ok(())
@@ -341,13 +358,8 @@ impl Writer {
         let Some(seq) = self.latest_seq(collection, key)? else {
             return Ok(None);
         };
-        let channels = self
-            .conn
-            .prepare_cached("SELECT channels FROM changes WHERE seq = ?1")?
-            .query_row([seq.cast_signed()], |row| row.get(0))
-            .optional()?
-            .ok_or_else(|| missing(seq))?;
-        Ok(Some(Previous { seq, channels }))
+        let found = self.row_of(collection, key, seq)?;
+        found.map(|(previous, _)| Some(previous)).ok_or_else(|| missing(seq))
     }
 
     /// Keeps the index entries of a change for the next commit.
@@ -404,6 +416,9 @@ impl Writer {
             .optional()?;
         let id = match found {
             Some((id, found)) if found == name => id,
+            Some((_, found)) if name_hash(&found) != name_hash(name) => {
+                return Err(damaged_channel(&found));
+            }
             Some((_, found)) => {
                 return Err(LogError::Refused(format!(
                     "channels {found:?} and {name:?} have the same hash; rename one"
@@ -453,31 +468,36 @@ impl Writer {
         let indexed_seq =
             if self.index_on_commit { self.last_seq } else { self.shared.read().indexed_seq };
         self.end_gaps(self.next_tail.as_ref().unwrap_or(&self.tail).high_water)?;
-        let tail = self.next_tail.as_ref().unwrap_or(&self.tail);
-        self.conn
-            .prepare_cached(
-                "UPDATE log SET seq = ?1, cluster_time = ?2, ordinal = ?3, high_water = ?4,
-                 resume_token = ?5, indexed_seq = ?6,
-                 origin = CASE origin WHEN 0 THEN ?4 ELSE origin END",
-            )?
-            .execute((
-                self.last_seq.cast_signed(),
-                self.last_position.cluster_time.cast_signed(),
-                self.last_position.ordinal,
-                tail.high_water.cast_signed(),
-                tail.resume_token.as_ref().map(|token| token.as_bytes()),
-                indexed_seq.cast_signed(),
-            ))?;
+        let state = self.next_state(indexed_seq);
+        state.write(&self.conn)?;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
         self.in_transaction = false;
         if let Some(tail) = self.next_tail.take() {
             self.tail = tail;
         }
-        let position = head_position(self.last_position, self.tail.high_water);
-        self.head = Head { position, seq: self.last_seq };
+        self.head = state.head;
+        self.state = state;
         self.share(indexed_seq);
         self.head_sender.send_replace(self.head);
         Ok(self.head)
+    }
+
+    /// The log's own row as this commit leaves it.
+    fn next_state(&self, indexed_seq: u64) -> LogState {
+        let tail = self.next_tail.as_ref().unwrap_or(&self.tail);
+        let last = self.last_position;
+        let origin = if self.state.origin == 0 { tail.high_water } else { self.state.origin };
+        LogState {
+            log_id: self.state.log_id,
+            source: self.state.source.clone(),
+            head: Head { position: head_position(last, tail.high_water), seq: self.last_seq },
+            last,
+            high_water: tail.high_water,
+            resume_token: tail.resume_token.as_ref().map(|token| token.as_bytes().to_vec()),
+            origin,
+            indexed_seq,
+            trim: self.trim,
+        }
     }
 
     /// Hands what was committed to the readers.
@@ -522,6 +542,23 @@ impl Writer {
     }
 }
 
+/// Makes the folder where it is missing and locks it for the one who writes.
+pub(super) fn lock(dir: &Path) -> Result<File, LogError> {
+    let io = |source| LogError::Io { dir: dir.to_owned(), source };
+    std::fs::create_dir_all(dir).map_err(io)?;
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("lock"))
+        .map_err(io)?;
+    lock.try_lock().map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => LogError::InUse(dir.to_owned()),
+        std::fs::TryLockError::Error(source) => io(source),
+    })?;
+    Ok(lock)
+}
+
 pub(super) fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
     RawDocumentBuf::from_bytes(bytes)
         .map_err(|error| LogError::Damaged(format!("a stored document is not BSON: {error}")))
@@ -535,6 +572,10 @@ pub(super) fn document_in_row(bytes: &[u8], seq: u64) -> Result<&RawDocument, Lo
 
 pub(super) fn missing(seq: u64) -> LogError {
     LogError::Damaged(format!("change {seq} is missing"))
+}
+
+pub(super) fn damaged_channel(name: &str) -> LogError {
+    LogError::Damaged(format!("the channel {name:?} is found by the hash of another name"))
 }
 
 pub(super) fn damaged(seq: u64) -> LogError {

@@ -39,6 +39,11 @@ fn check_ready(parts: &Parts) -> Result<&'static str, ApiError> {
         SourcePhase::Connecting => "the source has not answered yet",
         SourcePhase::Unreachable => "the source can't be reached",
         SourcePhase::Failed => "the source can't be followed any more",
+        // The store's words name no hosts, users or paths.
+        SourcePhase::Unwritable => {
+            let why = status.trouble.as_deref().unwrap_or("the disk refuses");
+            return Err(not_ready(&format!("the log can't be written: {why}")));
+        }
     };
     Err(not_ready(reason))
 }
@@ -90,7 +95,7 @@ pub(super) fn not_serving(status: &SourceStatus, head: Head) -> Option<(String, 
         SourcePhase::Connecting => {
             ("not connected to the source yet".to_owned(), CONNECT_RETRY_SECONDS)
         }
-        SourcePhase::Unreachable | SourcePhase::Failed => (
+        SourcePhase::Unreachable | SourcePhase::Unwritable | SourcePhase::Failed => (
             "the first copy is not finished and the source can't be followed".to_owned(),
             COPY_RETRY_SECONDS,
         ),

@@ -30,6 +30,10 @@ pub struct ServerOptions {
     pub more: String,
     /// Variables of the environment.
     pub envs: Vec<(String, String)>,
+    /// Where the change log is, when not in the server's own folder.
+    pub data_dir: Option<PathBuf>,
+    /// A command of the shell that becomes the server: what it sets up, the server inherits.
+    pub before: Option<String>,
     /// ERROR lines that hold one of these are expected.
     pub expected_errors: Vec<String>,
 }
@@ -47,6 +51,8 @@ impl ServerOptions {
             retention: "7d".into(),
             more: String::new(),
             envs: Vec::new(),
+            data_dir: None,
+            before: None,
             expected_errors: Vec::new(),
         }
     }
@@ -116,7 +122,13 @@ impl Server {
         assert!(self.process.is_none(), "the server still runs");
         let config = self.dir.path().join("tidewire.toml");
         std::fs::write(&config, self.options.toml(&self.data_dir())).expect("write the config");
-        let mut launch = Launch::new(program("tidewire-server"), self.log())
+        let launch = match &self.options.before {
+            None => Launch::new(program("tidewire-server"), self.log()),
+            Some(before) => Launch::new("sh", self.log())
+                .args(["-c", &format!("{before}; exec \"$0\" \"$@\"")])
+                .arg(program("tidewire-server")),
+        };
+        let mut launch = launch
             .args(["--log-format", "json", "--config"])
             .arg(&config)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
@@ -159,7 +171,7 @@ impl Server {
     /// The folder of its change log.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.options.data_dir.clone().unwrap_or_else(|| self.dir.path().join("data"))
     }
 
     /// The file with its log lines, JSON.

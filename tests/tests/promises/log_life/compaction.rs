@@ -5,7 +5,7 @@ use tidewire_tests::harness::{
     Claims, Client, Server, ServerOptions, eventually, mongo, must_equal, seed,
 };
 
-use super::{COLLECTIONS, Load, PATIENCE, Pages, plan};
+use super::{COLLECTIONS, Load, PATIENCE, Pages, ops_done, plan, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_that_retention_passes_is_told_and_its_client_starts_again() {
@@ -48,4 +48,7 @@ async fn a_cursor_that_retention_passes_is_told_and_its_client_starts_again() {
     must_equal(&mongo.db, &plan(), &client.db()).await;
     client.stop().await;
     assert_eq!(server.stop().await.code(), Some(0));
+    // Compaction beside all this has left the log whole.
+    let data = server.data_dir();
+    assert!(ops_done(&["log", "check", "--data-dir", text(&data)]).contains("whole"));
 }

@@ -1,7 +1,10 @@
-//! The log's life: compaction, ends under load, any moment again. Clients go on from the cursors they
-//! have wherever the log can know what they missed.
+//! The log's life: full and failing disks, damage, backups, compaction, ends of every kind. Clients go on
+//! from the cursors they have wherever the log can know what they missed.
 
+mod backup;
 mod compaction;
+mod damage;
+mod disk;
 mod drain;
 mod moments;
 

@@ -1,0 +1,46 @@
+//! A backup of a running server's log, and a restore that clients go on from.
+
+use super::{COLLECTIONS, Load, PATIENCE, Pages, ops_done, plan, text};
+use tidewire_tests::harness::{Claims, Client, Server, ServerOptions, mongo, must_equal, seed};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_go_on_from_a_restored_backup_and_miss_nothing() {
+    let mongo = mongo().await;
+    let load = Load::start(&mongo, seed()).await;
+    let mut server = Server::start(ServerOptions::following(&mongo, &COLLECTIONS)).await;
+    let token = server.token(&Claims::of("ann"));
+    let mut client = Client::new(&server.url(), &token);
+    client.start();
+    let mut pages = Pages::new(50);
+    load.more(100).await;
+
+    let file = server.data_dir().with_file_name("backup.db");
+    ops_done(&["log", "backup", "--data-dir", text(&server.data_dir()), "--to", text(&file)]);
+    assert!(ops_done(&["log", "check", "--file", text(&file)]).contains("whole"));
+    assert!(!file.with_file_name("backup.db-wal").exists(), "one file is all of it");
+
+    // Both clients come to be ahead of what the backup holds, one of them within a commit's page.
+    load.more(200).await;
+    while pages.step(&server, &token).await.is_some_and(|(_, more)| more) {}
+    load.more(100).await;
+    assert_eq!(server.stop().await.code(), Some(0));
+
+    let restored = server.data_dir().with_file_name("restored");
+    let to = ["--data-dir", text(&restored)];
+    ops_done(&["log", "restore", "--from", text(&file), to[0], to[1]]);
+    let (code, said) = super::ops(&["log", "restore", "--from", text(&file), to[0], to[1]]);
+    assert_eq!((code, said.contains("is there already")), (2, true), "{said}");
+    server.options.data_dir = Some(restored);
+    server.launch();
+    server.ready().await;
+    load.more(50).await;
+    let last = load.end().await;
+
+    pages.reach(&server, &token, &last).await;
+    client.reaches(&last, PATIENCE).await;
+    must_equal(&mongo.db, &plan(), &client.db()).await;
+    pages.must_equal(&client);
+    assert!(!client.log_text().contains("resync"), "{}", client.log_text());
+    client.stop().await;
+    assert_eq!(server.stop().await.code(), Some(0));
+}
