@@ -62,6 +62,30 @@ async fn a_refused_token_is_tried_again_then_left_for_the_time_then_for_a_reconc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_always_refused_is_no_hot_loop_and_loses_nothing() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let data =
+        doc! { "failCommands": ["aggregate", "getMore"], "appName": "tidewire", "errorCode": 280 };
+    let fail = mongo.fail_point("failCommand", "alwaysOn", data).await;
+    eventually("it is said", PATIENCE, || async { capture.status.borrow().trouble.clone() }).await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.update_many(doc! {}, doc! { "$inc": { "n": 1 } }).await.unwrap();
+    let mut served = 0;
+    let cursor = capture.read(&Since::Cursor(cursor), |_, _, _| served += 1);
+    fail.off().await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.read(&Since::Cursor(cursor), |_, _, _| served += 1);
+    assert_eq!(served, 100, "each change once");
+    assert_eq!(capture.status.borrow().trouble, None);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_history_is_reconciled_in_place() {
     let mongo = mongo().await;
     let dir = dir();

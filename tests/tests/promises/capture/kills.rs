@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bson::{Document, doc};
@@ -30,14 +30,27 @@ async fn a_capture_that_waits_to_be_killed() {
     std::future::pending::<()>().await;
 }
 
-fn start(mongo: &Mongo, dir: &Path) -> Child {
-    Command::new(std::env::current_exe().expect("this test"))
+fn command(mongo: &Mongo, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command
         .args(["--exact", "capture::kills::a_capture_that_waits_to_be_killed", "--ignored"])
         .env("CAPTURE_URI", mongo.uri())
         .env("CAPTURE_DIR", dir)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("start it")
+        .stdout(Stdio::null());
+    command
+}
+
+/// A process of its own that follows into the log in `dir`.
+pub(super) fn start(mongo: &Mongo, dir: &Path) -> Child {
+    command(mongo, dir).spawn().expect("start it")
+}
+
+/// The same; what it logs goes to a file.
+pub(super) fn start_logged(mongo: &Mongo, dir: &Path, log: &Path) -> Child {
+    let log = std::fs::File::create(log).expect("a file");
+    let mut command = command(mongo, dir);
+    command.arg("--nocapture").env("RUST_LOG", "tidewire_server=info");
+    command.stdout(log).spawn().expect("start it")
 }
 
 /// Transactions and single changes until `stop`.
@@ -132,8 +145,8 @@ fn held(dir: &Path) -> usize {
     }
 }
 
-/// The most memory that a process has had so far.
-fn peak_kib(child: &Child) -> u64 {
+/// The most memory that a process has had so far; 0 where it is gone.
+pub(super) fn peak_kib(child: &Child) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)

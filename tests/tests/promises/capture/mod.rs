@@ -6,6 +6,7 @@ mod configuration;
 mod copies;
 mod ddl;
 mod faults;
+mod forgotten;
 mod kills;
 mod oddities;
 mod privileges;
@@ -139,7 +140,7 @@ impl Capture {
 
     /// Everything that is visible after `since`.
     fn read(&self, since: &Since, each: impl FnMut(Position, &str, Body<'_>)) -> Cursor {
-        self.read_of(Scope::Everything, since, each)
+        read(&self.reader, since, each)
     }
 
     /// What of it is in `scope`.
@@ -147,21 +148,9 @@ impl Capture {
         &self,
         scope: Scope<'_>,
         since: &Since,
-        mut each: impl FnMut(Position, &str, Body<'_>),
+        each: impl FnMut(Position, &str, Body<'_>),
     ) -> Cursor {
-        let mut since = since.clone();
-        loop {
-            let request = PageRequest { since: &since, scope, limit: 10_000, operation_time: 0 };
-            let page = self.reader.page(&request, &mut |entry| {
-                each(entry.position, entry.collection, entry.body);
-                Flow::Took
-            });
-            let page = page.expect("a page");
-            if !page.has_more {
-                return page.cursor;
-            }
-            since = Since::Cursor(page.cursor);
-        }
+        read_of(&self.reader, scope, since, each)
     }
 
     /// The log and the source hold the same documents, byte for byte.
@@ -188,6 +177,32 @@ impl Capture {
             (self.status.borrow().phase == SourcePhase::Following).then_some(())
         })
         .await;
+    }
+}
+
+/// Everything in the log that is visible after `since`.
+fn read(reader: &Reader, since: &Since, each: impl FnMut(Position, &str, Body<'_>)) -> Cursor {
+    read_of(reader, Scope::Everything, since, each)
+}
+
+fn read_of(
+    reader: &Reader,
+    scope: Scope<'_>,
+    since: &Since,
+    mut each: impl FnMut(Position, &str, Body<'_>),
+) -> Cursor {
+    let mut since = since.clone();
+    loop {
+        let request = PageRequest { since: &since, scope, limit: 10_000, operation_time: 0 };
+        let page = reader.page(&request, &mut |entry| {
+            each(entry.position, entry.collection, entry.body);
+            Flow::Took
+        });
+        let page = page.expect("a page");
+        if !page.has_more {
+            return page.cursor;
+        }
+        since = Since::Cursor(page.cursor);
     }
 }
 

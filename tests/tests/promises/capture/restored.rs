@@ -18,7 +18,7 @@ async fn oplog_start(mongo: &Mongo) -> u64 {
 }
 
 /// Writes elsewhere until the oplog no longer reaches back to `time`.
-async fn roll_over(mongo: &Mongo, time: u64) {
+pub(super) async fn roll_over(mongo: &Mongo, time: u64) {
     let bytes = vec![7; 4_000_000];
     let blob = Binary { subtype: bson::spec::BinarySubtype::Generic, bytes };
     let neighbour = mongo.client.database("neighbour");
@@ -32,7 +32,7 @@ async fn roll_over(mongo: &Mongo, time: u64) {
     .await;
 }
 
-fn small_oplog() -> MongoOptions {
+pub(super) fn small_oplog() -> MongoOptions {
     // What a checkpoint does not have yet, the oplog keeps.
     let args = ["--syncdelay", "1"].map(str::to_owned).to_vec();
     MongoOptions { test_commands: true, oplog_mb: Some(64), args, ..MongoOptions::default() }
