@@ -11,12 +11,14 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::findings::{Findings, Kind};
 use super::judge::Judge;
-use super::stage::{ServerPart, Site, Stage};
+use super::stage::{ClientSite, ServerPart, Site, Stage};
 use crate::replay::{Replay, Sight};
 use crate::verify::{Moment, Plan, compare};
 
 const SETTLED_WITHIN: Duration = Duration::from_secs(150);
 const POLL: Duration = Duration::from_millis(200);
+/// What a client logs of each row that it finds different when it compares itself with a server.
+const ROW_MENDED: &str = "a row was not as it should be";
 
 /// Compares every replica and both logs with the source, and ends everything.
 pub(super) async fn compare_all(
@@ -59,6 +61,7 @@ pub(super) async fn compare_all(
         if status.is_none_or(|status| !status.success()) {
             findings.broken(Kind::Stuck, format!("{} ended with {status:?}", client.site.name));
         }
+        read_lines(&client.site, findings)?;
     }
     for server in &mut servers {
         end(server, findings).await?;
@@ -123,6 +126,21 @@ async fn equal(
             let text = format!("{name} at the end: {}: {example}", collection.name);
             findings.broken(Kind::Different, text);
         }
+    }
+    Ok(())
+}
+
+/// What a client said of itself. That it had to mend its own replica is no merit here: it must never have
+/// been wrong.
+fn read_lines(client: &ClientSite, findings: &Findings) -> Result<()> {
+    let lines = std::fs::read(client.log()).with_context(|| format!("{}'s lines", client.name))?;
+    for line in String::from_utf8_lossy(&lines).lines() {
+        let kind = match line {
+            _ if line.contains("panicked at") => Kind::Stuck,
+            _ if line.contains(ROW_MENDED) => Kind::Different,
+            _ => continue,
+        };
+        findings.broken(kind, format!("{}: {line}", client.name));
     }
     Ok(())
 }

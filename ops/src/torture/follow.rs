@@ -20,6 +20,8 @@ use super::told::{Told, content, key, number};
 
 const TICK: Duration = Duration::from_millis(700);
 const PAGE: usize = 5_000;
+/// What stands for the content of a document in quarantine.
+const SET_ASIDE: u64 = 1;
 
 /// Follows until the checks are over, then once more to the log's end.
 pub(super) async fn run(server: ServerSite, judge: Arc<Judge>, over: CancellationToken) {
@@ -274,6 +276,7 @@ impl Follower {
                     self.judge.gap_closes(index, collection, through);
                 }
             }
+            "a check mended the log" => self.broken(Kind::Different, &line.to_string()),
             _ if line["level"] == "ERROR" => self.broken(Kind::Stuck, &line.to_string()),
             _ => {}
         }
@@ -292,7 +295,12 @@ fn read(entry: &Entry<'_>) -> Option<Change> {
         (owner, number(document, "balance").unwrap_or(0))
     });
     let version = number(document, "v").unwrap_or(0);
-    let content = if is_delete { 0 } else { content(document) };
+    // A document in quarantine is told as gone, and is something else than one that is.
+    let content = match entry.set_aside {
+        Some(_) => SET_ASIDE,
+        None if is_delete => 0,
+        None => content(document),
+    };
     let told = Told { collection, key, is_delete, content };
     Some(Change { position: entry.position, told, version, account })
 }

@@ -73,6 +73,8 @@ pub(super) struct ServerSite {
     pub(super) name: &'static str,
     pub(super) url: String,
     pub(super) address: String,
+    /// The operators' listener.
+    pub(super) admin: String,
     pub(super) dir: PathBuf,
 }
 
@@ -101,6 +103,10 @@ pub(super) struct ClientSite {
 impl ClientSite {
     pub(super) fn replica(&self) -> PathBuf {
         self.dir.join("replica.db")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.dir.join("client.log")
     }
 
     pub(super) fn token_file(&self) -> PathBuf {
@@ -236,8 +242,9 @@ impl ServerPart {
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir)?;
         let url = format!("http://{address}");
-        let site = ServerSite { index, name, url, address, dir };
-        let config = configuration(&site, uri, ports[1], retention);
+        let admin = format!("127.0.0.1:{}", ports[1]);
+        let site = ServerSite { index, name, url, address, admin, dir };
+        let config = configuration(&site, uri, retention);
         std::fs::write(site.config(), config)?;
         let launch = Launch::new(program, site.log())
             .args(["--log-format", "json", "internal-server", "--config"])
@@ -292,7 +299,7 @@ impl ServerPart {
 impl ClientPart {
     fn new(program: &Path, site: ClientSite, proxy: Proxy, transport: &str) -> Result<Self> {
         std::fs::create_dir_all(&site.dir)?;
-        let launch = Launch::new(program, site.dir.join("client.log"))
+        let launch = Launch::new(program, site.log())
             .args(["internal-client", "--server", &proxy.url(), "--token-file"])
             .arg(site.token_file())
             .arg("--db")
@@ -366,16 +373,17 @@ fn must_run(process: &mut Option<Guarded>, name: &str) -> Result<()> {
     }
 }
 
-fn configuration(site: &ServerSite, uri: &str, admin: u16, retention: &str) -> String {
+fn configuration(site: &ServerSite, uri: &str, retention: &str) -> String {
     let name = site.name;
     let mut text = format!(
         "[source]\nuri = \"{uri}&appName={name}\"\ndatabase = {DATABASE:?}\n\
          [log]\ndir = {dir:?}\nretention = {retention:?}\n\
-         [http]\nlisten = {listen:?}\nadmin_listen = \"127.0.0.1:{admin}\"\n\
+         [http]\nlisten = {listen:?}\nadmin_listen = {admin:?}\n\
          [auth]\nhs256_secret = {SECRET:?}\n\
          [access]\ngrants = [\"everyone\", \"user:{{sub}}\", \"role:{{roles}}\"]\n",
         dir = site.data_dir(),
         listen = site.address,
+        admin = site.admin,
     );
     for collection in COLLECTIONS {
         let channels = match collection {

@@ -1,5 +1,7 @@
 //! What happens to the servers.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use rand::RngExt;
@@ -11,16 +13,25 @@ use crate::torture::stage::ServerPart;
 /// Seconds between two faults.
 const PAUSE: std::ops::Range<f64> = 3.0..10.0;
 
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Kill,
     Stop,
     Freeze,
     LoseLog,
+    /// None, but work beside all the others, which must find nothing.
+    Scrub,
 }
 
-const FAULTS: [(u32, Fault); 4] =
-    [(6, Fault::Kill), (3, Fault::Stop), (4, Fault::Freeze), (1, Fault::LoseLog)];
+const FAULTS: [(u32, Fault); 5] = [
+    (6, Fault::Kill),
+    (3, Fault::Stop),
+    (4, Fault::Freeze),
+    (1, Fault::LoseLog),
+    (4, Fault::Scrub),
+];
 
 pub(super) async fn run(mut lane: Lane, mut servers: Vec<ServerPart>) -> Result<Vec<ServerPart>> {
     while lane.pause(PAUSE).await {
@@ -63,6 +74,14 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
             server.signal(Signal::SIGSTOP)?;
             lane.hold(0.5..9.0).await;
             server.signal(Signal::SIGCONT)
+        }
+        Fault::Scrub => {
+            let url = format!("http://{}/scrub", server.site.admin);
+            let asked = reqwest::Client::new().post(url).timeout(ASKED_WITHIN).send().await;
+            if asked.is_ok_and(|answer| answer.status().is_success()) {
+                lane.findings.count("scrubs begun", 1);
+            }
+            Ok(())
         }
         Fault::LoseLog => {
             lane.findings.fault("server loses its log", name);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Database;
 use mongodb::error::Result;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
-use super::{DDL_PAUSE, Versions, WRITE_MAX, next};
+use super::{DDL_PAUSE, PAUSE_AFTER_FAILURE, Versions, WRITE_MAX, next};
 use crate::torture::findings::Findings;
 use crate::torture::stage::Site;
 
@@ -40,9 +40,17 @@ pub(super) async fn run(
         let pause = Duration::from_secs_f64(rng.random_range(DDL_PAUSE));
         let _ = over.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
+    // What can't be read can't be compared at the end either.
+    for name in ["churn", "churn2"] {
+        let odd = site.database.collection::<Document>(name);
+        while let Err(error) = odd.delete_many(doc! { "odd": true }).await {
+            findings.note(&format!("ddl: the odd ones are still in {name}: {error}"));
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        }
+    }
 }
 
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 13] = [
     "insert many",
     "update many",
     "delete many",
@@ -54,6 +62,8 @@ const KINDS: [&str; 11] = [
     "$out",
     "$merge",
     "insert many, then rename it away and back",
+    "bytes that are no text",
+    "bytes that are no text, mended",
 ];
 
 async fn change(
@@ -95,6 +105,12 @@ async fn change(
             let merge = doc! { "$merge": { "into": "churn", "whenMatched": "replace" } };
             database.collection::<Document>(STAGING).aggregate([merge]).await.map(drop)
         }
+        "bytes that are no text" => dirty(database, rng, versions).await,
+        "bytes that are no text, mended" => {
+            let mend =
+                doc! { "$set": { "text": "clean", "v": next(versions) }, "$unset": { "odd": 1 } };
+            churn.update_many(doc! { "odd": true }, mend).await.map(drop)
+        }
         _ => {
             fill(database, "churn", rng, versions).await?;
             rename(database, "churn", "elsewhere").await?;
@@ -126,6 +142,21 @@ async fn fill(
     let updates: Vec<Bson> = updates.collect();
     let write = doc! { "update": name, "updates": updates, "writeConcern": { "w": "majority" } };
     database.run_command(write).await.map(drop)
+}
+
+/// A few documents that MongoDB takes and nobody can read.
+async fn dirty(database: &Database, rng: &mut StdRng, versions: &Versions) -> Result<()> {
+    let churn = database.collection::<RawDocumentBuf>("churn");
+    for _ in 0..rng.random_range(1..4) {
+        let id = rng.random_range(0..DOCUMENTS);
+        let odd = rawdoc! { "v": next(versions), "odd": true, "text": "no text" };
+        let mut bytes = odd.into_bytes();
+        let at = bytes.len() - 3;
+        bytes[at] = 0xff;
+        let odd = RawDocumentBuf::from_bytes(bytes).map_err(mongodb::error::Error::custom)?;
+        churn.replace_one(doc! { "_id": id }, odd).upsert(true).await?;
+    }
+    Ok(())
 }
 
 async fn rename(database: &Database, from: &str, to: &str) -> Result<()> {
