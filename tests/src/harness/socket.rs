@@ -98,6 +98,17 @@ impl Socket {
         self.stream.send(message).await.expect("sent");
     }
 
+    /// Until the server has taken all that was sent before: a ping's answer. Nothing may be told meanwhile.
+    ///
+    /// # Panics
+    /// When something else comes.
+    pub async fn heard(&mut self) {
+        self.send_raw(Message::Ping("heard?".into())).await;
+        let answer = tokio::time::timeout(PATIENCE, self.stream.next()).await;
+        let answer = answer.expect("an answer in time").expect("an open socket").expect("a frame");
+        assert!(matches!(answer, Message::Pong(_)), "{answer}");
+    }
+
     /// The next text frame; checks that what it covers follows from the last one's.
     ///
     /// # Panics

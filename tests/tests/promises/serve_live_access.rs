@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tidewire_tests::harness::{Claims, SECRET, Socket, seed, sign};
 
-use crate::served::{Served, at};
+use crate::served::{Served, at, kinds};
 
 /// By key: the owner and the number of the version that a replica holds.
 type Replica = BTreeMap<String, (String, i64)>;
@@ -163,6 +163,46 @@ async fn what_a_new_token_gains_and_loses_is_told_in_the_same_chain_however_much
     served.commit(at(2_600));
     let (changes, _) = socket.changes().await;
     assert_eq!(changes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_channel_without_documents_that_is_lost_and_gained_again_hides_nothing_that_came_meanwhile()
+ {
+    let mut served = Served::start().await;
+    served.put(at(1), "plans", &rawdoc! { "_id": 1 });
+    served.commit(at(1));
+    let mut socket = Socket::open(&served.url, &token("ada", true), "0").await;
+    assert_eq!(kinds(&socket.changes().await.0), [("upsert", "~1")]);
+    socket.send(json!({ "type": "auth", "token": token("ada", false) })).await;
+    socket.heard().await;
+    // Not for her now; and then something that is.
+    served.put(at(2), "invoices", &rawdoc! { "_id": 2, "userId": "bob" });
+    served.commit(at(2));
+    served.put(at(3), "plans", &rawdoc! { "_id": 3 });
+    served.commit(at(3));
+    assert_eq!(kinds(&socket.changes().await.0), [("upsert", "~3")]);
+    socket.send(json!({ "type": "auth", "token": token("ada", true) })).await;
+    assert_eq!(kinds(&socket.changes().await.0), [("upsert", "~2")]);
+}
+
+#[tokio::test]
+async fn a_cursor_says_a_channel_that_was_gained_without_documents() {
+    let mut served = Served::start().await;
+    served.put(at(1), "invoices", &rawdoc! { "_id": 1, "userId": "ada" });
+    served.commit(at(1));
+    let mut socket = Socket::open(&served.url, &token("ada", false), "0").await;
+    socket.changes().await;
+    let claims = Claims::of("ada").role("auditor");
+    let auditor = sign(SECRET, &claims).expect("a token");
+    socket.send(json!({ "type": "auth", "token": auditor })).await;
+    socket.heard().await;
+    served.put(at(2), "invoices", &rawdoc! { "_id": 2, "userId": "ada" });
+    served.commit(at(2));
+    socket.changes().await;
+    let cursor = socket.cursor.as_deref().unwrap();
+    let path = format!("/api/sync/digest?collection=invoices&at={cursor}");
+    let answer = served.get_with(&auditor, &path).await;
+    assert_eq!(answer.status(), 200, "{:?}", answer.text().await);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod made;
 mod memory;
 mod news;
 mod pages;
+mod pulse;
 mod session;
 mod socket;
 

@@ -20,6 +20,7 @@ use super::super::read::PageJob;
 use super::frames::{FromClient, FromServer, Hello, begin_changes, end_changes};
 use super::hub::{News, Watch};
 use super::pages::{LIMIT, position_of};
+use super::pulse::Pulse;
 use super::socket::Socket;
 use crate::access::{Identity, TokenError};
 use crate::log::{Cursor, Head, Since};
@@ -29,8 +30,6 @@ use crate::metrics::{now_ms, time_text};
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// A socket hears something at least this often.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Each keepalive comes with a ping; a client that has answered none for so long is gone.
-const HEARD_MAX: Duration = Duration::from_secs(60);
 /// A socket that has taken nothing of a frame for this long goes when memory is short.
 const STUCK: Duration = Duration::from_secs(1);
 /// A frame must be taken within this time; a socket that takes not a byte is dropped sooner.
@@ -128,7 +127,8 @@ struct Session<'a> {
     is_live: bool,
     /// When the next keepalive is due.
     keepalive: Pin<Box<Sleep>>,
-    heard: Instant,
+    /// Each keepalive comes with a ping.
+    pulse: Pulse,
 }
 
 async fn talk(parts: &Arc<Parts>, identity: Identity, socket: &mut Socket) -> Result<(), End> {
@@ -196,19 +196,18 @@ impl<'a> Session<'a> {
             encoding: Encoding::Identity,
         };
         let keepalive = Box::pin(tokio::time::sleep(KEEPALIVE));
-        let (asked, heard) = (hello.collections, Instant::now());
         let is_live = false;
         Ok(Self {
             parts,
             identity,
             job,
-            asked,
+            asked: hello.collections,
             watch,
             through,
             complete,
             is_live,
             keepalive,
-            heard,
+            pulse: Pulse::default(),
         })
     }
 
@@ -296,7 +295,9 @@ impl<'a> Session<'a> {
                 self.through = end.cursor.position().max(self.through);
                 self.job.since = Since::Cursor(end.cursor.clone());
                 self.complete = end.complete;
-            } else if matches!(self.job.since, Since::Nothing | Since::Time(_)) {
+            } else if end.complete || matches!(self.job.since, Since::Nothing | Since::Time(_)) {
+                // Nothing to tell, but the cursor may say another view now: what a new token gained or
+                // lost had no documents. An old one would be moved over what it does not watch.
                 self.job.since = Since::Cursor(end.cursor.clone());
             }
             if !end.has_more {
@@ -322,7 +323,7 @@ impl<'a> Session<'a> {
 
     /// Takes what the client says; true: its access may be another now.
     fn hear(&mut self, received: Option<Result<Message, Error>>) -> Result<bool, End> {
-        self.heard = Instant::now();
+        self.pulse.heard();
         match understood(received)? {
             Some(frame) => self.renew(frame).map(|()| true),
             None => Ok(false),
@@ -331,7 +332,7 @@ impl<'a> Session<'a> {
 
     /// Nothing was told for a while: says so, and how far that reaches.
     async fn keep_alive(&mut self, socket: &mut Socket) -> Result<(), End> {
-        if self.heard.elapsed() > HEARD_MAX {
+        if self.pulse.is_gone(Instant::now()) {
             return Err(too_slow("no ping was answered for a minute"));
         }
         if self.is_live {
@@ -340,6 +341,8 @@ impl<'a> Session<'a> {
             self.catch_up(socket).await?;
         }
         if let Since::Cursor(cursor) = &self.job.since {
+            // A read that found nothing to tell moves the cursor alone.
+            self.through = self.through.max(cursor.position());
             let keepalive = FromServer::Keepalive {
                 through: self.through,
                 cursor: cursor.to_string(),
@@ -348,7 +351,9 @@ impl<'a> Session<'a> {
             };
             self.send(socket, &[keepalive.text().into()]).await?;
         }
-        self.send_message(socket, Message::Ping(Bytes::new())).await
+        self.send_message(socket, Message::Ping(Bytes::new())).await?;
+        self.pulse.pinged(Instant::now());
+        Ok(())
     }
 
     /// Moves the cursor over what does not concern the session.
