@@ -18,8 +18,8 @@ use super::read::Scope;
 const VERSION: u8 = 1;
 /// Most names (collections and channels together) that a cursor tells apart.
 const NAMES_MAX: usize = 1_024;
-/// Longest text of a cursor, bytes.
-const TEXT_LEN_MAX: usize = 16 * 1024;
+/// Longest text of a cursor, bytes: that of two views of the most names is shorter, and fits a URL.
+const TEXT_LEN_MAX: usize = 23 * 1024;
 
 /// What a client sends back as its next `since`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,19 +101,20 @@ impl View {
         }
     }
 
-    /// A view that covers both.
-    pub(super) fn union(&self, other: &Self) -> Self {
+    /// A view that covers both; `None` where it has more names than a cursor can say.
+    pub(super) fn union(&self, other: &Self) -> Option<Self> {
         let merge = |a: &[u64], b: &[u64]| {
             let mut all = [a, b].concat();
             all.sort_unstable();
             all.dedup();
             all
         };
-        Self {
+        let both = Self {
             everything: self.everything || other.everything,
             collections: merge(&self.collections, &other.collections),
             channels: merge(&self.channels, &other.channels),
-        }
+        };
+        (both.collections.len() + both.channels.len() <= NAMES_MAX).then_some(both)
     }
 
     /// All (collection, channel) pairs.

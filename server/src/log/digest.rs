@@ -7,8 +7,7 @@ use rusqlite::Connection;
 
 use super::cursor::View;
 use super::followed::{is_settled, leave_out_unready, ruled_seq};
-use super::page::{Taker, merge, shared_head, start};
-use super::read::SNAPSHOT_TRIES_MAX;
+use super::page::{Taker, merge, outside_gaps, shared_head, start};
 use super::recent::SharedRecent;
 use super::rows::{Decision, Row, Rows};
 use super::state::LogState;
@@ -47,10 +46,12 @@ pub enum DocumentsError {
     Read(#[from] ReadError),
 }
 
-impl From<LogError> for DocumentsError {
-    fn from(error: LogError) -> Self {
-        Self::Read(error.into())
-    }
+/// What came of a part.
+enum Part {
+    /// It ended here.
+    Through(Place),
+    Last,
+    Elsewhere,
 }
 
 impl fmt::Display for Place {
@@ -97,14 +98,12 @@ impl Reader {
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<Option<Place>, DocumentsError> {
         assert!(request.at.is_complete(), "documents are read as of a complete cursor");
-        for _ in 0..SNAPSHOT_TRIES_MAX {
-            let recent = self.recent();
-            let read = |conn: &Connection| read(conn, recent, request, emit);
-            if let Some(next) = self.with_snapshot(read)? {
-                return Ok(next);
-            }
+        let recent = self.recent();
+        match self.read(|conn| read(conn, recent, request, emit))? {
+            Part::Through(place) => Ok(Some(place)),
+            Part::Last => Ok(None),
+            Part::Elsewhere => Err(DocumentsError::Elsewhere),
         }
-        Err(LogError::Busy.into())
     }
 }
 
@@ -114,22 +113,23 @@ fn read(
     recent: &SharedRecent,
     request: &DocumentsRequest<'_>,
     emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
-) -> Result<Option<Option<Place>>, DocumentsError> {
+) -> Result<Option<Part>, ReadError> {
     let mut state = LogState::read(conn)?;
     if !shared_head(&mut state, recent) {
         return Ok(None);
     }
     let log_id = state.log_id;
     if request.from.is_some_and(|from| from.log_id != log_id) {
-        return Err(DocumentsError::Elsewhere);
+        return Ok(Some(Part::Elsewhere));
     }
     let until = start(conn, &state, request.operation_time, request.at.position())?;
+    outside_gaps(conn, request.at)?;
     let collections = &[request.collection.to_owned()];
     let mut view = View::of(&Scope::Channels { collections, channels: request.channels });
     leave_out_unready(conn, &mut view)?;
     let is_ruled_since = ruled_seq(conn, &view)? > until;
     if view.collections.is_empty() || is_ruled_since || !is_settled(conn, until, &view)? {
-        return Err(ReadError::Unsettled.into());
+        return Err(ReadError::Unsettled);
     }
     let mut done = request.from.map_or(0, |from| from.seq);
     let merge = merge(conn, recent, &view, done, until)?;
@@ -150,11 +150,11 @@ fn read(
                 })?
                 .unwrap_or(true);
         if !goes_on {
-            return Ok(Some(Some(Place { log_id, seq: done })));
+            return Ok(Some(Part::Through(Place { log_id, seq: done })));
         }
         done = touched.seq;
     }
-    Ok(Some(None))
+    Ok(Some(Part::Last))
 }
 
 /// Whether the document stood as in this row at the change `until`, inside the view. `None`: it can't

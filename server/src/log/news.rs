@@ -8,11 +8,10 @@ use super::cursor::View;
 use super::followed::{is_settled, ruled_seq};
 use super::merge::Merge;
 use super::page::{Taker, channel_numbers, shared_head};
-use super::read::SNAPSHOT_TRIES_MAX;
 use super::recent::SharedRecent;
 use super::rows::{Decision, Rows};
 use super::state::LogState;
-use super::{ChannelKey, Cursor, Entry, Flow, Head, LogError, ReadError, Reader};
+use super::{ChannelKey, Cursor, Entry, Flow, Head, ReadError, Reader};
 
 impl Reader {
     /// Gives every change in `(after, through]` that touches one of `channels` to `emit`, as a live page
@@ -30,15 +29,11 @@ impl Reader {
         limit: usize,
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<bool, ReadError> {
-        for _ in 0..SNAPSHOT_TRIES_MAX {
-            let recent = self.recent();
+        let recent = self.recent();
+        self.read(|conn| {
             let taker = Taker::new(limit, emit);
-            let read = |conn: &Connection| read(conn, recent, (after, through), channels, taker);
-            if let Some(whole) = self.with_snapshot(read)? {
-                return Ok(whole);
-            }
-        }
-        Err(LogError::Busy.into())
+            read(conn, recent, (after, through), channels, taker)
+        })
     }
 }
 

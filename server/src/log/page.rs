@@ -343,7 +343,7 @@ pub(super) fn start(
 /// A complete cursor of another log may stand where this one was copying. What its sender holds and
 /// loses between there and the copy's end this log may never have had: it could not tell the delete.
 /// (This log's own cursors are not complete there.)
-fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
+pub(super) fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
     match gap_at(conn, cursor.position.cluster_time, &cursor.view)? {
         None => Ok(()),
         Some(Gap::Open) => Err(ReadError::Ahead),
@@ -384,7 +384,8 @@ fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
     }
     let afresh = told_for.is_some();
     if let Some(regrant) = told_for {
-        plan.old_view = plan.old_view.union(&regrant.target);
+        let both = plan.old_view.union(&regrant.target);
+        plan.old_view = both.ok_or(ReadError::Resync(ResyncReason::RulesChanged))?;
     }
     let new = Regrant { boundary: plan.after, told: 0, target: view.clone(), afresh };
     let fill = plan.fill.get_or_insert(Fill { until: head.seq, blank_through: 0, regrant: None });
@@ -397,7 +398,8 @@ fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
 /// Compaction may have passed what a fill still has to read.
 fn too_old_by_now(plan: &Plan, state: &LogState) -> Result<(), ReadError> {
     let floor = match &plan.fill {
-        Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.until,
+        // Its end when it began: it may have been put off since.
+        Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.blank_through,
         _ => plan.after,
     };
     if state.trim.seq > floor {

@@ -16,7 +16,7 @@ use super::{Body, Cursor, Head, LogError};
 const IDLE_CONNECTIONS_MAX: usize = 8;
 /// A snapshot is taken again when recent index entries were moved to the store just after it; that
 /// happens once in many thousand changes.
-pub(super) const SNAPSHOT_TRIES_MAX: usize = 16;
+const SNAPSHOT_TRIES_MAX: usize = 16;
 
 /// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,14 +188,8 @@ impl Reader {
         request: &PageRequest<'_>,
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<PageEnd, ReadError> {
-        for _ in 0..SNAPSHOT_TRIES_MAX {
-            let recent = &self.shared.recent;
-            let read = |conn: &Connection| super::page::read(conn, recent, request, emit);
-            if let Some(end) = self.with_snapshot(read).inspect_err(|error| self.note(error))? {
-                return Ok(end);
-            }
-        }
-        Err(LogError::Busy.into())
+        let recent = &self.shared.recent;
+        self.read(|conn| super::page::read(conn, recent, request, emit))
     }
 
     /// Gives every change that is still there through `through` (inclusive; `None`: to the head) to
@@ -211,14 +205,8 @@ impl Reader {
         scope: &Scope<'_>,
         emit: &mut dyn FnMut(&Entry<'_>) -> Flow,
     ) -> Result<Position, ReadError> {
-        for _ in 0..SNAPSHOT_TRIES_MAX {
-            let recent = &self.shared.recent;
-            let read = |conn: &Connection| super::page::replay(conn, recent, through, scope, emit);
-            if let Some(reached) = self.with_snapshot(read).inspect_err(|e| self.note(e))? {
-                return Ok(reached);
-            }
-        }
-        Err(LogError::Busy.into())
+        let recent = &self.shared.recent;
+        self.read(|conn| super::page::replay(conn, recent, through, scope, emit))
     }
 
     /// Waits until a read finds that the log is damaged; what it found.
@@ -238,6 +226,21 @@ impl Reader {
                 first
             });
         }
+    }
+
+    /// Runs `read` on one snapshot of the log; on another where it says `None`, as the snapshot misses
+    /// index entries that have just been moved to the store. Notes damage that it finds.
+    pub(super) fn read<T>(
+        &self,
+        mut read: impl FnMut(&Connection) -> Result<Option<T>, ReadError>,
+    ) -> Result<T, ReadError> {
+        for _ in 0..SNAPSHOT_TRIES_MAX {
+            let done = self.with_snapshot(&mut read).inspect_err(|error| self.note(error))?;
+            if let Some(done) = done {
+                return Ok(done);
+            }
+        }
+        Err(LogError::Busy.into())
     }
 
     /// Runs `read` on one snapshot of the log.

@@ -3,6 +3,7 @@
 
 mod beside;
 mod damage;
+mod edges;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -552,6 +553,21 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
         reader.page(&request, &mut |_| Flow::Took)
     };
     let is_too_old = |page| matches!(page, Err(ReadError::Resync(ResyncReason::CursorTooOld)));
+    // Nor are its documents told there.
+    let documents = |second: u64| {
+        let (collections, channels) = (["plans".to_owned()], ["everyone".to_owned()]);
+        let scope = Scope::Channels { collections: &collections, channels: &channels };
+        let view = super::cursor::View::of(&scope);
+        let at = &Cursor { position: Position::new(time(second), 0), view, inside: None };
+        let [collection] = &collections;
+        let (from, channels) = (None, &channels);
+        let request = DocumentsRequest { at, collection, channels, from, operation_time: 0 };
+        match reader.documents(&request, &mut |_| Flow::Took) {
+            Err(DocumentsError::Read(error)) => Err(error),
+            told => Ok(told.expect("of this log")),
+        }
+    };
+    let is_refused = |told| matches!(told, Err(ReadError::Resync(ResyncReason::CursorTooOld)));
     // A new log: what is deleted before the copy's end it may never have had.
     copy(false, 100);
     copy(true, 110);
@@ -566,6 +582,8 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
     copy(true, 210);
     assert!(is_too_old(read(150)));
     assert!(is_too_old(read(205)));
+    assert!(is_refused(documents(150)) && is_refused(documents(205)));
+    documents(210).unwrap();
     for second in [115, 120, 210] {
         read(second).unwrap();
     }

@@ -183,6 +183,9 @@ impl From<ReadError> for ApiError {
 
 impl From<LogError> for ApiError {
     fn from(error: LogError) -> Self {
+        if matches!(error, LogError::Busy) {
+            return Self::not_ready("this server's log is busy", 1);
+        }
         tracing::error!(error = &error as &dyn std::error::Error, "the log can't be read");
         Self::internal()
     }
