@@ -13,6 +13,8 @@ use crate::status::StatusReceiver;
 
 /// Channels whose keys are kept by number.
 const KEYS_MAX: usize = 100_000;
+/// Pairs of a collection and a channel that a socket watches; with more every commit wakes it.
+const PAIRS_MAX: usize = 4_096;
 /// Channels that a socket is told of; with more touched it reads all that it watches.
 const TOLD_MAX: usize = 32;
 
@@ -26,6 +28,8 @@ pub(crate) struct Hub(Mutex<Registry>);
 struct Registry {
     next: Watcher,
     all: HashMap<Watcher, Arc<Bell>>,
+    /// Those who watch more than [`PAIRS_MAX`].
+    many: HashMap<Watcher, Arc<Bell>>,
     by_channel: HashMap<ChannelKey, HashMap<Watcher, Arc<Bell>>>,
     /// Everything through this head has been told.
     told: Head,
@@ -65,12 +69,16 @@ impl Hub {
 
     /// Watches all pairs of these collections and channels. What is committed from now on wakes it.
     pub(super) fn watch(self: &Arc<Self>, collections: &[String], channels: &[String]) -> Watch {
-        let channels = ChannelKey::of(collections, channels);
+        let is_many = collections.len().saturating_mul(channels.len()) > PAIRS_MAX;
+        let channels = if is_many { Box::default() } else { ChannelKey::of(collections, channels) };
         let bell = Arc::new(Bell::default());
         let mut registry = self.lock();
         let watcher = registry.next;
         registry.next += 1;
         registry.all.insert(watcher, Arc::clone(&bell));
+        if is_many {
+            registry.many.insert(watcher, Arc::clone(&bell));
+        }
         for key in &channels {
             registry.by_channel.entry(*key).or_default().insert(watcher, Arc::clone(&bell));
         }
@@ -89,6 +97,11 @@ impl Hub {
             }
             return;
         };
+        if !keys.is_empty() {
+            for bell in registry.many.values() {
+                bell.ring(after, through, None);
+            }
+        }
         for key in keys {
             for bell in registry.by_channel.get(key).into_iter().flat_map(HashMap::values) {
                 bell.ring(after, through, Some(*key));
@@ -140,6 +153,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let mut registry = self.hub.lock();
         registry.all.remove(&self.watcher);
+        registry.many.remove(&self.watcher);
         for key in &self.channels {
             if let Some(watchers) = registry.by_channel.get_mut(key) {
                 watchers.remove(&self.watcher);
@@ -246,5 +260,30 @@ impl Keys {
         let read = read?;
         self.known.extend(read.iter().copied());
         Ok(read.into_iter().map(|(_, key)| key).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_watches_very_much_is_woken_by_every_commit_and_registered_once() {
+        let names = |count: usize| (0..count).map(|n| format!("name{n}")).collect::<Vec<_>>();
+        let hub = Arc::new(Hub::default());
+        let much = hub.watch(&names(PAIRS_MAX / 64 + 1), &names(64));
+        assert!(hub.lock().by_channel.is_empty());
+        let little = hub.watch(&names(PAIRS_MAX / 64), &names(64));
+        assert_eq!(hub.lock().by_channel.len(), PAIRS_MAX);
+        let head = |seq| Head { seq, ..Head::default() };
+        hub.tell(head(0), head(0), Some(&[]));
+        assert_eq!(much.news(), None, "an idle source wakes nobody");
+        let other = ChannelKey::of(&["other".to_owned()], &["channel".to_owned()]);
+        hub.tell(head(0), head(1), Some(&other));
+        let all = News { after: head(0), through: head(1), channels: None };
+        assert_eq!((much.news(), little.news()), (Some(all), None));
+        drop((much, little));
+        let registry = hub.lock();
+        assert!(registry.many.is_empty() && registry.by_channel.is_empty());
     }
 }
