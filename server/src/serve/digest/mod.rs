@@ -15,7 +15,8 @@ use tidewire_protocol::ErrorCode;
 use tidewire_protocol::digest::{CollectionDigest, DigestPage, range_of};
 use tidewire_protocol::key::write_mongo_id;
 use tidewire_protocol::payload::{write_json, write_json_string, write_time_ms};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::Parts;
 use super::compress::{Encoding, compress};
@@ -115,21 +116,12 @@ impl Parts {
         let one = Arc::clone(&self.digests.one).acquire_owned().await;
         let (memory, turn) = self.page_turn().await?;
         let parts = Arc::clone(self);
-        let made = tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
+        let made = in_turn(one, move || {
             let made = make(&parts, &job).map(|body| compress(body, job.encoding));
             drop(turn);
-            let made = made.map(|(body, encoding)| (accounted(body, memory), encoding));
-            (made, began.elapsed())
+            made.map(|(body, encoding)| (accounted(body, memory), encoding))
         });
-        let (made, took) = made.await.map_err(|error| {
-            tracing::error!(%error, "making a digest panicked");
-            ApiError::internal()
-        })?;
-        tokio::spawn(async move {
-            tokio::time::sleep(took.min(REST_MAX)).await;
-            drop(one);
-        });
+        let made = made.await.map_err(|_| ApiError::internal())?;
         made.map(|(body, encoding)| respond(body, encoding))
     }
 
@@ -216,6 +208,29 @@ impl Parts {
     }
 }
 
+/// Does `work` on another thread, and has `turn` rest after it. Both go on where nobody waits any more: who
+/// hangs up does not make room for more of the same.
+async fn in_turn<P: Send + 'static, T: Send + 'static>(
+    turn: P,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RecvError> {
+    let (done, made) = oneshot::channel();
+    tokio::spawn(async move {
+        let worked = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            // Nobody may wait any more.
+            done.send(work()).ok();
+            began.elapsed()
+        });
+        match worked.await {
+            Ok(took) => tokio::time::sleep(took.min(REST_MAX)).await,
+            Err(error) => tracing::error!(%error, "making a digest panicked"),
+        }
+        drop(turn);
+    });
+    made.await
+}
+
 fn write_key(entry: &Entry<'_>, key: &mut Vec<u8>) {
     key.clear();
     let (Body::Upsert(document) | Body::Delete(document)) = entry.body;
@@ -234,4 +249,27 @@ fn begin_range(job: &Job) -> Vec<u8> {
     let rest = format!(r#","position":"{position}","depth":{depth},"changes":["#);
     out.extend_from_slice(rest.as_bytes());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_hangs_up_keeps_the_turn_until_the_work_is_done() {
+        let turns = Turns::default();
+        let one = Arc::clone(&turns.one).try_acquire_owned().expect("its turn");
+        let (begun, begins) = oneshot::channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+        let worked = tokio::spawn(in_turn(one, move || {
+            begun.send(()).ok();
+            goes_on.recv().ok();
+        }));
+        begins.await.expect("it began");
+        worked.abort();
+        assert!(worked.await.is_err_and(|error| error.is_cancelled()));
+        assert_eq!(turns.one.available_permits(), 0, "the work goes on");
+        go_on.send(()).expect("it waits");
+        assert!(turns.one.acquire().await.is_ok());
+    }
 }
