@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use bson::rawdoc;
 use serde_json::{Value, json};
+use tidewire_server::log::CopyState;
+use tidewire_server::status::CopyProgress;
 use tidewire_tests::harness::{Claims, SECRET, Socket, sign, socket_request, socket_request_as};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -310,4 +312,38 @@ async fn draining_tells_every_socket_when_to_come_again() {
         task.await.expect("an end");
     }
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn the_end_of_a_copy_that_found_no_difference_is_told() {
+    let mut served = Served::start().await;
+    let id = served.writer.collection("plans").unwrap();
+    served.put(at(1), "plans", &rawdoc! { "_id": 1 });
+    served.commit(at(1));
+    let copying = |served: &mut Served, is_copying: bool, n| {
+        let state = CopyState { finished: !is_copying, ..CopyState::default() };
+        served.writer.set_copy_state(id, state).unwrap();
+        served.commit(at(n));
+        served.status.send_modify(|status| match is_copying {
+            true => drop(status.copies.insert("plans".to_owned(), CopyProgress::default())),
+            false => drop(status.copies.remove("plans")),
+        });
+    };
+    copying(&mut served, false, 1);
+    copying(&mut served, true, 2);
+    let mut first = open(&served, "ada", "0").await;
+    assert!(!first.changes().await.1);
+    let since = first.cursor.clone().unwrap();
+    // These find nothing more, and not complete.
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        let mut socket = open(&served, "ada", &since).await;
+        socket.heard().await;
+        others.push(socket);
+    }
+    copying(&mut served, false, 3);
+    for socket in others.iter_mut().chain([&mut first]) {
+        let told = socket.frame().await;
+        assert_eq!((&told["type"], &told["complete"]), (&json!("changes"), &json!(true)), "{told}");
+    }
 }

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::OnceCell;
 
 /// Things that are remembered.
-const KEPT_MAX: usize = 1_024;
+pub(super) const KEPT_MAX: usize = 1_024;
 
-/// Remembers what was made at the latest head. Small things are kept; a large one goes with the last
-/// who holds it.
+/// Remembers what was made at the latest head. What `is_kept` is kept; another thing
+/// goes with the last who holds it.
 #[derive(Debug)]
 pub(super) struct Made<K, T>(Mutex<Kept<K, T>>);
 
@@ -36,7 +36,7 @@ impl<K: Eq + Hash, T> Made<K, T> {
         &self,
         head: u64,
         key: K,
-        is_small: impl Fn(&T) -> bool,
+        is_kept: impl Fn(&T) -> bool,
         make: impl Fn() -> F,
     ) -> Result<Arc<T>, E> {
         let mut made = None;
@@ -45,7 +45,7 @@ impl<K: Eq + Hash, T> Made<K, T> {
             .get_or_try_init(|| async {
                 let thing = make().await?;
                 made = Some(Arc::clone(&thing));
-                let kept = is_small(&thing).then(|| Arc::clone(&thing));
+                let kept = is_kept(&thing).then(|| Arc::clone(&thing));
                 Ok((Arc::downgrade(&thing), kept))
             })
             .await?;
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_small_is_made_once_and_what_is_large_while_somebody_holds_it() {
+    async fn what_is_kept_is_made_once_and_what_is_large_while_somebody_holds_it() {
         let made = Made::<&str, usize>::default();
         let count = Counter::new(0);
         let get = async |head, key, size| {

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// Memory for frames, KiB.
 const FRAMES_KIB: u32 = 24 * 1024;
 /// Memory for what commits tell, KiB: those who are told it need not wait for those who catch up.
-const NEWS_KIB: u32 = 8 * 1024;
+pub(super) const NEWS_KIB: u32 = 8 * 1024;
 /// What is set aside for a frame while it is made; one that turns out larger is made again.
 const RESERVE_KIB: u32 = 256;
 /// Memory for frames larger than that (a change comes whole, however large its document), KiB. A single

@@ -11,13 +11,18 @@ use super::super::errors::ApiError;
 use super::super::page::{Format, PageWriter};
 use super::super::read::accounted;
 use super::hub::News;
-use super::made::Made;
-use super::memory::{Purpose, needed};
-use super::pages::{FRAME_BYTES_MAX, KEPT_BYTES_MAX, LIMIT};
+use super::made::{KEPT_MAX, Made};
+use super::memory::{NEWS_KIB, Purpose, needed};
+use super::pages::{FRAME_BYTES_MAX, LIMIT};
 use crate::log::{Entry, Flow, ReadError};
 
 /// Stretches that are read at the same time.
 const READS_MAX: usize = 2;
+
+/// The largest telling that is kept when nobody is being sent it any more: as many as are remembered
+/// hold half of the memory for news, and commits go on being told.
+const KEPT_BYTES_MAX: usize = 4 * 1024;
+const _: () = assert!(KEPT_BYTES_MAX * KEPT_MAX <= NEWS_KIB as usize * 1024 / 2);
 
 /// Turns to read a stretch: who is told what was committed just now does not wait for who catches up.
 #[derive(Debug)]
@@ -48,12 +53,12 @@ impl Parts {
         news: News,
         format: Format,
     ) -> Result<Arc<Option<Told>>, ApiError> {
-        let is_small = |told: &Option<Told>| {
+        let is_kept = |told: &Option<Told>| {
             told.as_ref().is_none_or(|told| told.changes.len() <= KEPT_BYTES_MAX)
         };
         let key = (news.clone(), format == Format::Json);
         let make = || self.make_told(news.clone(), format);
-        self.live.tellings.get(news.through.seq, key, is_small, make).await
+        self.live.tellings.get(news.through.seq, key, is_kept, make).await
     }
 
     async fn make_told(

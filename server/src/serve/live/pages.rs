@@ -21,7 +21,7 @@ pub(super) const FRAME_BYTES_MAX: usize = 128 * 1024;
 /// Changes in a frame.
 pub(super) const LIMIT: usize = 1_000;
 /// The largest frame that is kept when nobody is being sent it any more.
-pub(super) const KEPT_BYTES_MAX: usize = 16 * 1024;
+const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// Frames by where their sockets stand.
 pub(super) type Frames = Made<Place, Frame>;
@@ -62,8 +62,10 @@ impl Parts {
             after,
         };
         let head = self.reader.head().borrow().seq;
-        let is_small = |frame: &Frame| frame.text.len() <= KEPT_BYTES_MAX;
-        self.live.frames.get(head, place, is_small, || self.make_frame(job, after)).await
+        // What is not complete may be so in a moment, without another change: at the end of a copy.
+        let lasts = |frame: &Frame| frame.end.has_more || (frame.end.complete && !frame.is_ahead);
+        let is_kept = |frame: &Frame| lasts(frame) && frame.text.len() <= KEPT_BYTES_MAX;
+        self.live.frames.get(head, place, is_kept, || self.make_frame(job, after)).await
     }
 
     async fn make_frame(
