@@ -91,14 +91,15 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
         Failure::TokenRefused => {
             attempts.token_refused = attempts.token_refused.saturating_add(1);
             match attempts.token_refused {
-                1 => (Step::Resume, wait),
+                // The token of an event's fragment is refused by a stream that does not split.
+                1 => (Step::ResumeInParts, wait),
                 2 => (Step::ResumeFromTime, wait),
                 _ => (Step::Reconcile, wait),
             }
         }
         Failure::EventTooLarge => (Step::ResumeInParts, wait),
         Failure::SourceBehind => (Step::Resume, BACKOFF_MAX),
-        // A second one at once means that reconciling did not help: then slowly.
+        // A third one in a row means that reconciling did not help: then slowly.
         Failure::HistoryLost | Failure::OplogRunsOut | Failure::Impassable
             if attempts.in_a_row > 2 =>
         {
@@ -137,7 +138,7 @@ mod tests {
     fn a_refused_token_is_tried_once_more_then_from_the_time_then_everything_is_reconciled() {
         assert_eq!(
             steps(Failure::TokenRefused, 4),
-            [Step::Resume, Step::ResumeFromTime, Step::Reconcile, Step::Reconcile]
+            [Step::ResumeInParts, Step::ResumeFromTime, Step::Reconcile, Step::Reconcile]
         );
     }
 

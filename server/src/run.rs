@@ -244,13 +244,15 @@ async fn tell_when_ready(mut status: StatusReceiver, draining: CancellationToken
 /// Waits for the end: a signal, or a part that can't go on. Everything is stopped in either case.
 async fn until_stopped(
     mut capture: JoinHandle<Result<(), CaptureError>>,
-    served: JoinHandle<()>,
+    mut served: JoinHandle<()>,
     mut damaged: JoinHandle<String>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let (mut ended_early, mut damage) = (None, None);
+    let mut stopped_serving = None;
     tokio::select! {
         ended = &mut capture => ended_early = Some(ended),
+        ended = &mut served => stopped_serving = Some(ended),
         found = &mut damaged => damage = found.ok(),
         () = stop.cancelled() => {}
     };
@@ -261,7 +263,11 @@ async fn until_stopped(
             Some(ended) => ended,
             None => capture.await,
         };
-        (captured, served.await)
+        let served = match stopped_serving {
+            Some(ended) => ended,
+            None => served.await,
+        };
+        (captured, served)
     });
     let finished = finished.await;
     if let Some(reason) = damage {

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{CheckOrder, CheckReport, CheckSender, Part};
+use crate::capture::{CheckOrder, CheckReport, CheckSender, Checked};
 use crate::config::ScrubConfig;
 use crate::retry::jittered;
 use crate::status::{ScrubState, ScrubStatus, Scrubbed, SourcePhase, SourceStatus, StatusSender};
@@ -135,17 +135,23 @@ impl Scrub {
         self.end(finished);
     }
 
-    /// Compares one collection, again where that is cut off. `None`: the source is out of reach for too
+    /// Compares one collection; where that is cut off, on from there. `None`: the source is out of reach for too
     /// long.
     async fn compare(&self, name: &str, bytes_per_second: Option<u32>) -> Option<CheckReport> {
         let compared = async {
+            let (mut total, mut after) = (CheckReport::default(), None);
             loop {
-                let (done, report) = oneshot::channel();
-                let (collection, part) = (name.to_owned(), Part::ALL);
-                let order = CheckOrder { collection, part, bytes_per_second, done };
+                let (done, checked) = oneshot::channel();
+                let (collection, after_this) = (name.to_owned(), after.clone());
+                let order = CheckOrder { collection, after: after_this, bytes_per_second, done };
                 self.checks.send(order).await.ok()?;
-                if let Ok(report) = report.await {
-                    return Some(report);
+                match checked.await {
+                    Ok(Checked::Whole(rest)) => return Some(total.and(rest)),
+                    Ok(Checked::CutOff(some, through)) => {
+                        total = total.and(some);
+                        after = Some(through);
+                    }
+                    Err(_) => {}
                 }
                 tokio::time::sleep(jittered(AGAIN_PAUSE)).await;
             }

@@ -187,7 +187,7 @@ impl Tail {
         let tracked = &self.tracked[at.collection];
         let latest = self.writer.latest(tracked.id, &key)?;
         let trusted = latest
-            .filter(|latest| !ahead || latest.position.cluster_time >= tracked.untrusted_before);
+            .filter(|latest| !ahead || latest.position.cluster_time > tracked.untrusted_through);
         if let Some(Latest { document: Some(previous), rules, .. }) = trusted {
             let changed = Changed::read(description);
             match changed.and_then(|changed| Ok((changed.apply(&previous)?, changed))) {
@@ -276,8 +276,26 @@ impl Tail {
                 }
                 self.exact_now.insert(exact);
             }
-            // The tail is more than five minutes behind: the copy will bring it.
-            At::TooOld => self.copy_again(at.collection, at.position.cluster_time)?,
+            // The tail is more than five minutes behind, or the collection is gone by now.
+            At::TooOld => self.leave_to_copy(at.collection, &key, at.position.cluster_time)?,
+        }
+        Ok(())
+    }
+
+    /// What could not be read at `cluster_time` comes with the copy of its collection.
+    fn leave_to_copy(
+        &mut self,
+        collection: usize,
+        key: &[u8],
+        cluster_time: u64,
+    ) -> Result<(), LogError> {
+        if !self.tracked[collection].is_ahead(key) {
+            return self.copy_again(collection, cluster_time);
+        }
+        // The copy has yet to come there: it goes on from where it is, read later than this.
+        self.tracked[collection].chunks_not_before = cluster_time;
+        if self.walked() == Some(collection) {
+            self.order();
         }
         Ok(())
     }

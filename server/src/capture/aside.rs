@@ -39,18 +39,18 @@ impl Tail {
                 let tracked = &self.tracked[at.collection];
                 let (id, rules) = (tracked.id, tracked.copy.rules);
                 let latest = self.writer.latest(id, key)?;
-                if latest.is_some_and(|latest| is_the_same(&latest, rules, size, defect)) {
+                let is_listed = self.writer.quarantine_len() >= QUARANTINE_MAX
+                    || self.writer.is_listed(id, key);
+                if is_listed
+                    && latest.is_some_and(|latest| is_the_same(&latest, rules, size, defect))
+                {
                     return Ok(false);
                 }
             }
             Known::Digest { digest, .. } => {
                 let collection = self.tracked[at.collection].id;
-                let is_listed = self.writer.has_unknown(collection, digest);
-                if let Some(seen) = self.unknown_seen.as_mut().filter(|s| s.len() < QUARANTINE_MAX)
-                {
-                    seen.insert(digest.clone());
-                }
-                if is_listed {
+                if self.writer.has_unknown(collection, digest) {
+                    self.see_unknown(digest);
                     return Ok(false);
                 }
             }
@@ -78,8 +78,19 @@ impl Tail {
         match known {
             Known::Key { key, id, shown } => self.writer.set_aside(&aside, key, id, shown),
             Known::Digest { digest, shown } => {
-                self.writer.set_aside_unknown(&aside, digest, shown).map(drop)
+                self.writer.set_aside_unknown(&aside, digest, shown)?;
+                if self.walked() == Some(at.collection) {
+                    self.see_unknown(digest);
+                }
+                Ok(())
             }
+        }
+    }
+
+    /// It is there, says the walk under way or, meanwhile, the stream.
+    fn see_unknown(&mut self, digest: &[u8]) {
+        if let Some(seen) = self.unknown_seen.as_mut().filter(|seen| seen.len() < QUARANTINE_MAX) {
+            seen.insert(digest.to_vec());
         }
     }
 

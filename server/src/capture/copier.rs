@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::decode::{cluster_time, timestamp};
-use super::failure::is_snapshot_unavailable;
+use super::failure::{self, is_snapshot_unavailable};
 use super::reads::id_document;
 use super::reply::Reply;
 use super::source::{Ended, SILENCE_MAX};
@@ -29,6 +29,8 @@ const CHUNK_ROOM: usize = 16 * 1024 * 1024;
 const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 /// How long a chunk may take to come.
 const CHUNK_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long the first one may take where the source has to sort all that is left of the collection.
+const SORT_MAX: Duration = Duration::from_secs(1_800);
 /// The longest wait between two chunks of a read that is to go slowly.
 const PACE_MAX: Duration = Duration::from_secs(30);
 /// The wait before a read at a newer time, when the source does not hold the one asked for.
@@ -163,7 +165,8 @@ impl Copier {
     ) -> Result<Read, Ended> {
         let command = plan.command(&order.collection, after.as_ref(), time);
         let opening = self.database.run_cursor_command(command).batch_size(plan.batch_size).batch();
-        let mut cursor = match timeout(CHUNK_SILENCE_MAX, opening).await {
+        let patience = if plan.by_index { CHUNK_SILENCE_MAX } else { SORT_MAX };
+        let mut cursor = match timeout(patience, opening).await {
             Err(_) => return Err(silent()),
             Ok(Err(error)) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
             Ok(opened) => opened?,
@@ -177,7 +180,7 @@ impl Copier {
                 Ok(Some(reply)) => Reply::Driver(reply?),
             };
             let last = reply.is_last();
-            let is_empty = after.is_none() && reply.documents().next().is_none();
+            let is_empty = reply.documents().next().is_none();
             if is_empty && Plan::of(&self.database, &order.collection).await?.missing_at > time {
                 return Ok(Read::TooOld);
             }
@@ -324,15 +327,13 @@ impl Plan {
     }
 }
 
-/// A command's answer; empty where the source refuses it (no such collection yet, a right that only
-/// this command needs): what it tells is then guessed.
+/// A command's answer; empty where the source has none to give (no such collection yet, a view, a right
+/// that only this command needs): what it tells is then guessed.
 async fn answer(database: &Database, command: Document) -> Result<Document, Ended> {
     match timeout(SILENCE_MAX, database.run_command(command).into_future()).await {
         Err(_) => Err(silent()),
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) if matches!(*error.kind, mongodb::error::ErrorKind::Command(_)) => {
-            Ok(Document::new())
-        }
+        Ok(Err(error)) if failure::has_no_answer(&error) => Ok(Document::new()),
         Ok(Err(error)) => Err(error.into()),
     }
 }

@@ -73,9 +73,7 @@ impl Tail {
         self.is_known_whole(from, event.cluster_time)?;
         self.is_known_whole(to, event.cluster_time)?;
         // Documents that can't be carried were not moved: their turn comes now.
-        if !self.owed.contains(&to) {
-            self.owed.push_back(to);
-        }
+        self.owe_check(to);
         self.walk_on();
         Ok(())
     }
@@ -152,7 +150,7 @@ impl Tail {
         let tracked = &mut self.tracked[collection];
         tracing::info!(collection = %tracked.name, cluster_time, "the collection is copied again");
         tracked.copy = CopyState { rules: tracked.copy.rules, ..CopyState::default() };
-        tracked.untrusted_before = cluster_time;
+        tracked.untrusted_through = cluster_time;
         tracked.chunks_not_before = cluster_time;
         let (id, copy) = (tracked.id, tracked.copy.clone());
         self.writer.set_copy_state(id, copy)?;

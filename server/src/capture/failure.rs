@@ -74,6 +74,12 @@ pub(super) fn is_unknown_option(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(c) if matches!(c.code, 2 | 9 | 72 | 40415))
 }
 
+/// There is no such collection, it is a view, or the user may not ask: NamespaceNotFound,
+/// CommandNotSupportedOnView, Unauthorized.
+pub(super) fn has_no_answer(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(c) if matches!(c.code, 26 | 166 | 13))
+}
+
 /// The source does not know a stage of the pipeline.
 pub(super) fn is_unknown_stage(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(c) if c.code == 40_324)

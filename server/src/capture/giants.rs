@@ -76,8 +76,8 @@ pub(super) struct Fragments {
 impl Fragments {
     /// The reply with whole events only, those that were held before its own. `None`: they are held until
     /// the next reply comes, because the last one is not whole, or because this reply's token is a
-    /// fragment's, from which no stream goes on that does not split. A reply without fragments comes
-    /// back as it is.
+    /// fragment's, from which no stream goes on that does not split: the next one's hardly ever is. A
+    /// reply without fragments comes back as it is.
     ///
     /// # Errors
     /// [`Failure::Impassable`] where fragments are too large together or don't follow each other.
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn no_stream_is_told_to_go_on_from_the_token_of_a_fragment() {
+    fn an_event_in_fragments_waits_for_a_token_that_is_none_of_a_fragment() {
         let whole = rawdoc! { "a": 2, "_id": token(2), "b": 2 };
         check(
             &[(&[part(2, 1, 2, "a")], 2), (&[part(2, 2, 2, "b")], 2), (&[], 5)],

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A run of the three starts from what the log says and ends at the first failure; [`run`] then decides
-//! by [`crate::retry`] where the next one starts. So there is no state to repair: only the log's.
+//! by [`crate::retry`] where the next one starts. So there is no state to repair but the log's; what a run
+//! leaves beside it is which collections are still to be checked.
 
 mod apply;
 mod aside;
@@ -42,7 +43,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{CheckError, CheckedSource, check_source, source_identity};
-pub use walk::{CheckOrder, CheckOrders, CheckReport, CheckSender, Part, checks};
+pub use walk::{CheckOrder, CheckOrders, CheckReport, CheckSender, Checked, checks};
 
 use crate::access::channels::RuleSet;
 use crate::config::SourceConfig;
@@ -53,14 +54,16 @@ use copier::Copier;
 use oplog::Guard;
 use reads::Reads;
 use source::{Ended, SILENCE_MAX, Source, StartAt};
-use tail::{Tail, TailParts};
+use tail::{Back, Tail, TailParts};
+use walk::Owed;
 
 /// Failures in a row after which the driver's client is made anew: it may hold on to a node that is gone.
 const CLIENT_FAILURES_MAX: u32 = 3;
 /// How long the driver may take to end its connections.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
-/// How long the tail may take to finish what it has when the stream ended.
-const FINISH_MAX: Duration = Duration::from_secs(60);
+/// The tail finishes what it has when the stream ended, however long that takes (a dropped collection of
+/// millions of documents is one commit); it is said this often.
+const FINISH_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What capture needs.
 #[derive(Debug)]
@@ -119,7 +122,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
-    let mut is_writable = true;
+    let (mut is_writable, mut owed) = (true, Owed::new());
     while !shutdown.is_cancelled() {
         if !is_writable && let Err(error) = touch(&mut writer) {
             let (_, wait) = retry::next_step(Failure::Store, &mut attempts);
@@ -140,8 +143,8 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().clone();
-        let (back, ended) = run.follow(writer, step).await?;
-        writer = back;
+        let ended;
+        Back { writer, owed, ended } = run.follow(writer, owed, step).await?;
         is_writable = true;
         let Err(ended) = ended else { continue };
         if ended.failure == Failure::LogDamaged {
@@ -193,6 +196,9 @@ async fn take_up(
             return Ok(Some(back));
         };
         let ended = Ended::from(error);
+        if ended.failure == Failure::LogDamaged {
+            return Err(CaptureError::LogDamaged(ended.message));
+        }
         tracing::error!(error = %ended.message, "the configuration can't be taken up for now");
         status.send_modify(|status| status.trouble = Some(ended.message.clone()));
         tokio::select! {
@@ -205,6 +211,8 @@ async fn take_up(
 
 /// Writes what is there already, to see whether the disk takes it. Blocks, as a page does.
 fn touch(writer: &mut Writer) -> Result<(), LogError> {
+    // The last one may have failed, on a disk that could not be read either.
+    writer.abort()?;
     let tail = writer.tail().clone();
     let written = writer.set_tail(tail).and_then(|()| writer.commit());
     if written.is_err() {
@@ -271,11 +279,12 @@ impl Run {
     async fn follow(
         self,
         mut writer: Writer,
+        owed: Owed,
         step: Step,
-    ) -> Result<(Writer, Outcome), CaptureError> {
+    ) -> Result<Back, CaptureError> {
         let start = match self.start(&mut writer, step).await? {
             Ok(start) => start,
-            Err(ended) => return Ok((writer, Err(ended))),
+            Err(ended) => return Ok(Back { writer, owed, ended: Err(ended) }),
         };
         tracing::info!(high_water = writer.tail().high_water, "the stream is opened");
         let (batches, batches_out) = mpsc::channel(source::BATCHES_MAX);
@@ -292,12 +301,10 @@ impl Run {
             orders,
             high_water,
             checks: self.checks.clone(),
+            owed,
             // A token that the source refused, and a time that it took: nobody knows what that was.
             check_all: step == Step::ResumeFromTime,
-            replay_through: match &start {
-                StartAt::Time(time) => *time,
-                StartAt::Token(_) => 0,
-            },
+            from_time: matches!(start, StartAt::Time(_)),
             runtime,
         };
         let mut finished = spawn_tail(tail, batches_out, chunks_out)?;
@@ -319,12 +326,16 @@ impl Run {
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
             ended = guard.watch() => Err(ended),
-            result = &mut finished => return finish(result.ok()),
+            back = &mut finished => return back.map_err(|_| CaptureError::TailLost),
         };
         // The ends are closed: the tail commits what is whole and gives the log back.
-        let (writer, tailed) =
-            finish(timeout(FINISH_MAX, finished).await.ok().and_then(Result::ok))?;
-        Ok((writer, tailed.and(ended)))
+        let back = loop {
+            match timeout(FINISH_TOLD_EVERY, &mut finished).await {
+                Ok(back) => break back.map_err(|_| CaptureError::TailLost)?,
+                Err(_) => tracing::warn!("the tail still works on what it has"),
+            }
+        };
+        Ok(Back { ended: back.ended.and(ended), ..back })
     }
 
     /// Where the stream starts; what the log must know about it is committed before.
@@ -412,7 +423,7 @@ async fn both(
     }
 }
 
-type Finished = oneshot::Receiver<(Writer, Outcome)>;
+type Finished = oneshot::Receiver<Back>;
 
 fn spawn_tail(
     parts: TailParts,
@@ -424,17 +435,10 @@ fn spawn_tail(
     let work = move || {
         // What the driver drops here ends its business on the runtime.
         let _entered = runtime.enter();
-        let back = match Tail::start(parts) {
-            Ok(tail) => tail.run(batches, chunks),
-            Err((writer, ended)) => (writer, Err(ended)),
-        };
+        let back = Tail::run(parts, batches, chunks);
         // Nobody waits any more when capture itself was dropped.
         let _ = done.send(back);
     };
     let spawned = std::thread::Builder::new().name("tail".to_owned()).spawn(work);
     spawned.map(|_| finished).map_err(|_| CaptureError::TailLost)
-}
-
-fn finish(back: Option<(Writer, Outcome)>) -> Result<(Writer, Outcome), CaptureError> {
-    back.ok_or(CaptureError::TailLost)
 }

@@ -37,8 +37,26 @@ pub(super) enum When {
 pub(super) enum At<T> {
     /// This, at exactly that time.
     Found(T),
-    /// The source no longer holds that time (five minutes by default).
+    /// The source no longer holds that time (five minutes by default), or, where something was not found,
+    /// the collection: of one that has been dropped or renamed MongoDB 6 reads nothing at earlier times
+    /// too, at which it was there.
     TooOld,
+}
+
+/// Documents as they stood at the time asked for, or, where none can be had at one time (a capped
+/// collection), at some time up to `by`.
+#[derive(Debug)]
+pub(super) struct Documents {
+    pub(super) documents: Vec<RawDocumentBuf>,
+    pub(super) by: u64,
+}
+
+/// How much of the documents is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fields {
+    All,
+    /// `_id` alone.
+    Id,
 }
 
 impl Reads {
@@ -50,8 +68,8 @@ impl Reads {
         time: u64,
     ) -> Result<At<Option<RawDocumentBuf>>, Ended> {
         let ids = std::slice::from_ref(&id);
-        Ok(match self.documents(collection, ids, When::At(time))? {
-            At::Found(mut documents) => At::Found(documents.pop()),
+        Ok(match self.documents(collection, ids, When::At(time), Fields::All)? {
+            At::Found(mut found) => At::Found(found.documents.pop()),
             At::TooOld => At::TooOld,
         })
     }
@@ -63,16 +81,19 @@ impl Reads {
         collection: &str,
         ids: &[&RawDocument],
         when: When,
-    ) -> Result<At<Vec<RawDocumentBuf>>, Ended> {
+        fields: Fields,
+    ) -> Result<At<Documents>, Ended> {
         debug_assert!(ids.len() <= IDS_MAX);
         let wanted: Vec<bson::Bson> =
             ids.iter().filter_map(|id| id.get("_id").ok()??.try_into().ok()).collect();
         if wanted.is_empty() {
-            return Ok(At::Found(Vec::new()));
+            return Ok(At::Found(Documents { documents: Vec::new(), by: 0 }));
         }
+        let wanted_count = wanted.len();
         let command = doc! {
             "find": collection,
             "filter": { "_id": { "$in": wanted } },
+            "projection": if fields == Fields::Id { doc! { "_id": 1 } } else { doc! {} },
             // What MongoDB takes for one `_id` is what we take for one, whatever the collection's own
             // collation says.
             "collation": { "locale": "simple" },
@@ -81,30 +102,49 @@ impl Reads {
                 When::After(time) => doc! { "level": "majority", "afterClusterTime": timestamp(time) },
             },
         };
+        let reading = async {
+            let found = self.collect(command).await?;
+            match found {
+                At::Found(found)
+                    if found.documents.len() < wanted_count && !self.exists(collection).await? =>
+                {
+                    Ok(At::TooOld)
+                }
+                found => Ok(found),
+            }
+        };
         self.runtime.block_on(async {
-            timeout(SILENCE_MAX, self.collect(command)).await.unwrap_or_else(|_| {
+            timeout(SILENCE_MAX, reading).await.unwrap_or_else(|_| {
                 Err(Ended::new(Failure::Silent, "the source did not answer an exact read"))
             })
         })
     }
 
-    async fn collect(&self, command: Document) -> Result<At<Vec<RawDocumentBuf>>, Ended> {
+    /// There is a collection of that name now.
+    async fn exists(&self, collection: &str) -> Result<bool, Ended> {
+        let filter = doc! { "name": collection };
+        Ok(!self.database.list_collection_names().filter(filter).await?.is_empty())
+    }
+
+    async fn collect(&self, command: Document) -> Result<At<Documents>, Ended> {
         let mut cursor = match self.database.run_cursor_command(command).batch().await {
             Ok(cursor) => cursor,
             Err(error) if is_snapshot_unavailable(&error) => return Ok(At::TooOld),
             Err(error) => return Err(error.into()),
         };
-        let mut documents = Vec::new();
+        let (mut documents, mut by) = (Vec::new(), 0);
         while let Some(reply) = cursor.next().await {
             match reply {
                 Ok(reply) => {
-                    documents.extend(Reply::Driver(reply).documents().map(RawDocument::to_owned));
+                    let reply = Reply::Driver(reply);
+                    by = reply.operation_time().max(by);
+                    documents.extend(reply.documents().map(RawDocument::to_owned));
                 }
                 Err(error) if is_snapshot_unavailable(&error) => return Ok(At::TooOld),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(At::Found(documents))
+        Ok(At::Found(Documents { documents, by }))
     }
 }
 

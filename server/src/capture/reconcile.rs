@@ -13,10 +13,10 @@ use super::apply::Place;
 use super::copier::Chunk;
 use super::entries::{Entries, entry_of};
 use super::quarantine::{Defect, Known, checked_id};
-use super::reads::{At, IDS_MAX, When, id_document};
+use super::reads::{At, Fields, IDS_MAX, When, id_document};
 use super::source::Ended;
 use super::tail::Tail;
-use super::walk::{CheckReport, Walk};
+use super::walk::Walk;
 use crate::log::{KeyEntry, Latest, LogError, sort_key};
 
 /// The source no longer holds a time that a comparison needs: the chunk is read again, later.
@@ -36,12 +36,12 @@ struct Compared {
 impl Tail {
     /// Takes a chunk in, as one commit of the log. The tail stands between commits, at or after the
     /// chunk's time.
-    pub(super) fn take_chunk(&mut self, chunk: &Chunk) -> Result<(), Ended> {
+    pub(super) fn take_chunk(&mut self, chunk: Chunk) -> Result<(), Ended> {
         let Some(collection) = self.walked().filter(|_| chunk.generation == self.generation) else {
             // Of an order that was replaced.
             return Ok(());
         };
-        match self.compare(collection, chunk)? {
+        match self.compare(collection, &chunk)? {
             Ok(found) => {
                 if let Some(Walk::Check(check)) = &mut self.walk {
                     check.report.upserted += found.upserted;
@@ -51,7 +51,11 @@ impl Tail {
                 if self.dirty || matches!(self.walk, Some(Walk::Copy(_))) {
                     self.commit()?;
                 }
-                self.walked_through(chunk);
+                self.walked_through(&chunk);
+                if chunk.last && matches!(self.walk, Some(Walk::Copy(at)) if at == collection) {
+                    let until = self.tracked[collection].mixed_until;
+                    self.held = Some(Chunk { until, ..chunk });
+                }
             }
             Err(TooOld) => {
                 self.writer.abort()?;
@@ -67,33 +71,30 @@ impl Tail {
         collection: usize,
         chunk: &Chunk,
     ) -> Result<Result<Compared, TooOld>, Ended> {
-        let (done, limit) = self.bounds();
+        let done = self.done_through();
         let mut found = Compared::default();
         let read = self.met(collection, chunk, &mut found)?;
         let when = match chunk.capped {
             true => When::After(chunk.time),
             false => When::At(chunk.time),
         };
-        let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && read.first().is_none_or(|(key, _)| Some(key) >= done.as_ref());
         if !ascending {
             let name = &self.tracked[collection].name;
             tracing::error!(collection = %name, "the source's order of _id is not the log's");
         }
         // A chunk starts with the last one's end.
-        let fresh = read.iter().filter(|(key, _)| {
-            (!ascending || Some(key) > done.as_ref()) && limit.as_ref().is_none_or(|l| key <= l)
-        });
-        let fresh: Vec<_> = fresh.collect();
+        let is_fresh = |key: &Vec<u8>| !ascending || Some(key) > done.as_ref();
+        let fresh: Vec<_> = read.iter().filter(|(key, _)| is_fresh(key)).collect();
         let end = read.last().and_then(|(key, met)| Some((key.clone(), met.id()?)));
-        let through = match (if chunk.last { None } else { end.as_ref() }, limit) {
-            (Some((end, _)), Some(limit)) => Some(limit.min(end.clone())),
-            (end, limit) => limit.or(end.map(|(end, _)| end.clone())),
-        };
+        let through = end.as_ref().filter(|_| !chunk.last).map(|(key, _)| key.clone());
 
         let id = self.tracked[collection].id;
         found.documents = fresh.len() as u64;
-        // Without an order there is no telling what vanished.
-        let mut entries = match ascending {
+        // Without an order there is no telling what vanished, nor without knowing where the chunk ends.
+        let has_end = chunk.last || through.is_some();
+        let mut entries = match ascending && has_end {
             true => Entries::new(id, done.clone(), through.clone()),
             false => Entries::none(id),
         };
@@ -101,17 +102,17 @@ impl Tail {
         for (key, met) in &fresh {
             while let Some(entry) = entries.next_before(&mut self.writer, key)? {
                 self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
+                match self.delete_vanished(collection, when, &mut vanished, IDS_MAX)? {
+                    Ok(deleted) => found.deleted += deleted,
+                    Err(too_old) => return Ok(Err(too_old)),
+                }
             }
-            let known = match ascending {
+            let known = match ascending && has_end {
                 true => entries.next_if(&mut self.writer, key)?,
                 false => entry_of(&mut self.writer, id, key)?,
             };
             let differs = self.compare_one(collection, chunk.time, known, key, met)?;
             found.upserted += u64::from(differs);
-            match self.delete_vanished(collection, when, &mut vanished, IDS_MAX)? {
-                Ok(deleted) => found.deleted += deleted,
-                Err(too_old) => return Ok(Err(too_old)),
-            }
         }
         loop {
             let entry = entries.next(&mut self.writer)?;
@@ -128,64 +129,19 @@ impl Tail {
                 break;
             }
         }
-        if self.take_awaited(collection, done, through, chunk.time)?.is_err() {
+        if has_end && self.take_awaited(collection, done, through, chunk)?.is_err() {
             return Ok(Err(TooOld));
         }
         self.advance(chunk, end, found.documents)?;
         Ok(Ok(found))
     }
 
-    /// What is done of the walk, exclusive start of the rest, and where it ends, inclusive.
-    fn bounds(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
-        match &self.walk {
-            Some(Walk::Copy(at)) => (self.tracked[*at].copy.done_through.clone(), None),
-            Some(Walk::Check(check)) => (check.done_through.clone(), check.through.clone()),
-            None => (None, None),
+    /// What is done of the walk: the exclusive start of the rest.
+    fn done_through(&self) -> Option<Vec<u8>> {
+        match self.walk.as_ref()? {
+            Walk::Copy(at) => self.tracked[*at].copy.done_through.clone(),
+            Walk::Check(check) => check.done_through.clone(),
         }
-    }
-
-    /// Compares single documents, as they stand now. `None`: it can't be done now; the collection has
-    /// to be copied, or the source no longer holds the tail's time.
-    pub(super) fn check_ids(
-        &mut self,
-        collection: usize,
-        mut ids: Vec<RawDocumentBuf>,
-    ) -> Result<Option<CheckReport>, Ended> {
-        if !self.tracked[collection].copy.finished {
-            return Ok(None);
-        }
-        ids.truncate(IDS_MAX);
-        let (id, now) = (self.tracked[collection].id, self.stands.high_water);
-        let name = Arc::clone(&self.tracked[collection].name);
-        let asked: Vec<&RawDocument> = ids.iter().map(AsRef::as_ref).collect();
-        let At::Found(there) = self.reads.documents(&name, &asked, When::At(now))? else {
-            return Ok(None);
-        };
-        let mut report = CheckReport { time: now, ..CheckReport::default() };
-        let mut seen = HashSet::new();
-        for document in &there {
-            report.documents += 1;
-            if let (Some(key), met) = Met::of(document) {
-                let known = entry_of(&mut self.writer, id, &key)?;
-                let differs = self.compare_one(collection, now, known, &key, &met)?;
-                report.upserted += u64::from(differs);
-                seen.insert(key);
-            }
-        }
-        for gone in &ids {
-            let Ok(Some(gone_id)) = gone.get("_id") else { continue };
-            let key = sort_key(gone_id);
-            let known = entry_of(&mut self.writer, id, &key)?;
-            if known.is_some_and(|entry| entry.live) && seen.insert(key.clone()) {
-                let place = self.place(collection);
-                self.append_delete(place, &key, gone)?;
-                report.deleted += 1;
-            }
-        }
-        if self.dirty {
-            self.commit()?;
-        }
-        Ok(Some(report))
     }
 
     /// The chunk's documents with their keys; those whose key can't be known are set aside.
@@ -292,10 +248,11 @@ impl Tail {
         let name = Arc::clone(&self.tracked[collection].name);
         for some in vanished.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, id)| id.as_ref()).collect();
-            let At::Found(found) = self.reads.documents(&name, &ids, when)? else {
+            let At::Found(found) = self.reads.documents(&name, &ids, when, Fields::Id)? else {
                 return Ok(Err(TooOld));
             };
             let there: HashSet<Vec<u8>> = found
+                .documents
                 .iter()
                 .filter_map(|document| Some(sort_key(document.get("_id").ok()??)))
                 .collect();
@@ -320,7 +277,7 @@ impl Tail {
         collection: usize,
         after: Option<Vec<u8>>,
         through: Option<Vec<u8>>,
-        time: u64,
+        chunk: &Chunk,
     ) -> Result<Result<(), TooOld>, Ended> {
         let from = (collection, after.unwrap_or_default());
         let inside = |key: &[u8]| through.as_deref().is_none_or(|through| key <= through);
@@ -332,21 +289,26 @@ impl Tail {
         let mut later = Vec::new();
         for at in keys {
             match self.awaited.remove(&at) {
-                Some(awaited) if awaited.cluster_time > time => later.push((at.1, awaited)),
+                Some(awaited) if awaited.cluster_time > chunk.time => later.push((at.1, awaited)),
                 _ => {}
             }
         }
         let now = self.stands.high_water;
+        let when = if chunk.capped { When::After(now) } else { When::At(now) };
         let name = Arc::clone(&self.tracked[collection].name);
         for some in later.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, a)| a.id.as_ref()).collect();
-            let At::Found(found) = self.reads.documents(&name, &ids, When::At(now))? else {
+            let At::Found(found) = self.reads.documents(&name, &ids, when, Fields::All)? else {
                 for (key, awaited) in later {
                     self.awaited.insert((collection, key), awaited);
                 }
                 return Ok(Err(TooOld));
             };
-            for document in &found {
+            if chunk.capped {
+                let tracked = &mut self.tracked[collection];
+                tracked.mixed_until = tracked.mixed_until.max(found.by);
+            }
+            for document in &found.documents {
                 let place = self.place(collection);
                 match checked_id(document) {
                     Ok(id) => self.append_document(place, &sort_key(id), document)?,
@@ -361,14 +323,17 @@ impl Tail {
 
     /// The next place that reconcile may append at: after everything that the stream told up to now.
     fn place(&mut self, collection: usize) -> Place {
-        let now = self.stands.high_water;
-        let first = Position::new(now, Position::RECONCILE_ORDINAL_FIRST);
-        let last = self.reconciled;
-        let position = if last < first { first } else { Position::new(now, last.ordinal + 1) };
+        let position = place_after(self.reconciled, self.stands.high_water);
         self.reconciled = position;
         // The source does not tell when it was written; this is when it was seen.
         Place { collection, position, wall_time_ms: i64::from(position.unix_seconds()) * 1_000 }
     }
+}
+
+/// The first position at `time` that is above all of the stream's and above `last`.
+pub(super) fn place_after(last: Position, time: u64) -> Position {
+    let first = Position::new(time, Position::RECONCILE_ORDINAL_FIRST);
+    if last < first { first } else { Position::new(time, last.ordinal + 1) }
 }
 
 /// A document of the source, as it was read.

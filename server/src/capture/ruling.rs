@@ -7,10 +7,15 @@
 
 use bson::raw::RawDocument;
 use tidewire_protocol::Position;
+use tidewire_protocol::key::mongo_id;
 use tidewire_protocol::payload::write_ejson;
 
+use super::reads::id_document;
+use super::reconcile::place_after;
 use crate::access::channels::{RuleSet, Rules};
-use crate::log::{Body, Channels, CollectionId, CopyState, Followed, LogError, NewChange, Writer};
+use crate::log::{
+    Body, Channels, CollectionId, CopyState, Followed, LogError, NewAside, NewChange, Writer,
+};
 
 /// Keys looked up at a time.
 const KEYS_MAX: usize = 4_096;
@@ -74,8 +79,12 @@ impl Ruled {
         loop {
             let keys = writer.keys_between(id, after.as_deref(), None, KEYS_MAX)?;
             for entry in keys.iter().filter(|entry| entry.live) {
-                let document = writer.latest(id, &entry.key)?.and_then(|latest| latest.document);
-                let Some(document) = document else { continue };
+                let Some(latest) = writer.latest(id, &entry.key)? else { continue };
+                if let Some(aside) = &latest.set_aside {
+                    self.set_aside(writer, id, &entry.key, aside, new)?;
+                    changed += 1;
+                }
+                let Some(document) = latest.document else { continue };
                 if before.as_ref().is_none_or(|before| show_differently(before, new, &document)) {
                     self.append(writer, id, &entry.key, &document, new)?;
                     changed += 1;
@@ -98,11 +107,7 @@ impl Ruled {
         document: &RawDocument,
         rules: &Rules,
     ) -> Result<(), LogError> {
-        let time = self.last.cluster_time.max(writer.tail().high_water);
-        let first = Position::new(time, Position::RECONCILE_ORDINAL_FIRST);
-        let next =
-            if self.last < first { first } else { Position::new(time, self.last.ordinal + 1) };
-        self.last = next;
+        let next = self.place(writer);
         writer.append(&NewChange {
             position: next,
             wall_time_ms: i64::from(next.unix_seconds()) * 1_000,
@@ -112,6 +117,35 @@ impl Ruled {
             channels: Channels::Named(&rules.channels_of(document)),
             rules: rules.fingerprint(),
         })
+    }
+
+    /// In which channels the last version of a quarantined document that could be carried would be now,
+    /// nobody knows: in none.
+    fn set_aside(
+        &mut self,
+        writer: &mut Writer,
+        collection: CollectionId,
+        key: &[u8],
+        aside: &RawDocument,
+        rules: &Rules,
+    ) -> Result<(), LogError> {
+        let Ok(Some(id)) = aside.get("_id") else { return Ok(()) };
+        let position = self.place(writer);
+        let again = NewAside {
+            position,
+            wall_time_ms: i64::from(position.unix_seconds()) * 1_000,
+            collection,
+            reason: aside.get_str("reason").unwrap_or_default(),
+            size: aside.get_i64("size").unwrap_or(0).unsigned_abs(),
+            rules: rules.fingerprint(),
+        };
+        writer.set_aside(&again, key, &id_document(id), &mongo_id(id))
+    }
+
+    fn place(&mut self, writer: &Writer) -> Position {
+        let time = self.last.cluster_time.max(writer.tail().high_water);
+        self.last = place_after(self.last, time);
+        self.last
     }
 }
 

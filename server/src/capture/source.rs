@@ -315,7 +315,11 @@ fn stream_command(
     }
     match start {
         // Unlike `resumeAfter` it takes the token of an `invalidate` too.
-        StartAt::Token(token) => stage.insert("startAfter", token.to_document_lossless()),
+        StartAt::Token(token) => {
+            // Resume tokens are small documents of strings: nothing is lost on the way.
+            let token = bson::Document::try_from(token.as_ref()).unwrap_or_default();
+            stage.insert("startAfter", token)
+        }
         StartAt::Time(time) => stage.insert("startAtOperationTime", timestamp(*time)),
     };
     let names = doc! { "$in": collections };
@@ -335,15 +339,4 @@ fn stream_command(
     pipeline.extend(giants.stages());
     let cursor = doc! { "batchSize": BATCH_EVENTS_MAX as i32 };
     doc! { "aggregate": 1, "pipeline": pipeline, "cursor": cursor }
-}
-
-/// Resume tokens are small documents of strings.
-trait Lossless {
-    fn to_document_lossless(&self) -> bson::Document;
-}
-
-impl Lossless for RawDocumentBuf {
-    fn to_document_lossless(&self) -> bson::Document {
-        bson::Document::try_from(self.as_ref()).unwrap_or_default()
-    }
 }

@@ -35,6 +35,21 @@ const COMPACT_EVERY_MAX: Duration = Duration::from_secs(30);
 const COMPACT_VISITS_MAX: u32 = 2_000;
 const COMPACT_PAUSE: Duration = Duration::from_millis(100);
 
+/// No chunk that arrives was read longer ago: the source keeps no older times, and a cursor of the copier
+/// reads for a minute only.
+const CHUNK_AGE_MAX: Duration = Duration::from_secs(600);
+
+/// What a run leaves.
+#[derive(Debug)]
+pub(super) struct Back {
+    /// With nothing open.
+    pub(super) writer: Writer,
+    /// Checks that the next run owes.
+    pub(super) owed: Owed,
+    /// Why it ended.
+    pub(super) ended: Result<(), Ended>,
+}
+
 /// What the tail is made of.
 #[derive(Debug)]
 pub(super) struct TailParts {
@@ -46,11 +61,12 @@ pub(super) struct TailParts {
     pub(super) orders: watch::Sender<Option<Order>>,
     pub(super) high_water: watch::Sender<u64>,
     pub(super) checks: CheckOrders,
+    /// Checks that earlier runs owed.
+    pub(super) owed: Owed,
     /// Everything is to be checked.
     pub(super) check_all: bool,
-    /// The time at which the stream starts, 0 when it starts after a token. What it tells up to then
-    /// is in the log, or in the copies that are to come.
-    pub(super) replay_through: u64,
+    /// The stream starts at a time, not after a token.
+    pub(super) from_time: bool,
     pub(super) runtime: Handle,
 }
 
@@ -61,11 +77,13 @@ pub(super) struct Tracked {
     pub(super) id: CollectionId,
     /// How far its copy has come.
     pub(super) copy: CopyState,
-    /// Beyond what the copy has done, images older than this may lack changes that the stream did not
-    /// tell: nothing is built on them.
-    pub(super) untrusted_before: u64,
+    /// Beyond what the copy has done, images up to here may lack changes that the stream did not tell,
+    /// or were put under other rules without being read again: nothing is built on them.
+    pub(super) untrusted_through: u64,
     /// Chunks read earlier than this may hold what is gone since without a change of its own.
     pub(super) chunks_not_before: u64,
+    /// Documents of it were read at no single time, but by this one (a capped collection).
+    pub(super) mixed_until: u64,
     /// The source's estimate.
     pub(super) documents_total: u64,
 }
@@ -124,11 +142,15 @@ pub(super) struct Tail {
     pub(super) generation: u64,
     checks: CheckOrders,
     /// Waits for the tail to reach its time.
-    held: Option<Chunk>,
+    pub(super) held: Option<Chunk>,
     /// The last position that reconcile gave.
     pub(super) reconciled: Position,
     open: Option<Open>,
-    replay_through: u64,
+    /// What the stream tells up to here is in the log, or in the copies that are to come: a time is
+    /// started at inclusively, a high-water token too where more collections are followed than before.
+    skip_through: u64,
+    /// No token of this time or earlier is kept: 0 where the stream started after one.
+    no_token_through: u64,
     /// Something was appended or set since the last commit.
     pub(super) dirty: bool,
     stored_at: Instant,
@@ -143,20 +165,35 @@ enum Input {
 }
 
 impl Tail {
-    /// Takes the log's state up.
-    ///
-    /// # Errors
-    /// When the log's store fails; the writer comes back too.
-    #[expect(clippy::result_large_err, reason = "once a run, and the writer must come back")]
-    pub(super) fn start(parts: TailParts) -> Result<Self, (Writer, Ended)> {
+    /// Takes the log's state up and works until both ends are closed, or something fails. What was whole
+    /// is committed, what was not is forgotten: the stream tells it again.
+    pub(super) fn run(
+        parts: TailParts,
+        mut batches: mpsc::Receiver<Batch>,
+        mut chunks: mpsc::Receiver<Chunk>,
+    ) -> Back {
+        let check_all = parts.check_all;
+        let mut tail = Self::new(parts);
+        let mut ended = match tail.track(check_all) {
+            Ok(()) => tail.take_all(&mut batches, &mut chunks),
+            Err(error) => Err(error.into()),
+        };
+        tail.leave_check();
+        if let Err(error) = tail.writer.abort() {
+            ended = Err(error.into());
+        }
+        Back { writer: tail.writer, owed: tail.owed, ended }
+    }
+
+    fn new(parts: TailParts) -> Self {
         let mut stands = parts.writer.tail().clone();
-        if parts.replay_through > 0 {
-            // The stream starts at a time: the token is missing or of no use.
+        if parts.from_time {
+            // The token is missing or of no use.
             stands.resume_token = None;
         }
+        let skip_through = stands.high_water;
         let reconciled = parts.writer.head().position;
-        let rules_len = parts.rules.iter().count();
-        let mut tail = Self {
+        Self {
             writer: parts.writer,
             database_name: parts.database_name,
             rules: parts.rules,
@@ -170,66 +207,49 @@ impl Tail {
             orders: parts.orders,
             high_water: parts.high_water,
             walk: None,
-            owed: if parts.check_all { (0..rules_len).collect() } else { Owed::new() },
+            owed: parts.owed,
             unknown_seen: None,
             generation: 0,
             checks: parts.checks,
             held: None,
             reconciled,
             open: None,
-            replay_through: parts.replay_through,
+            skip_through,
+            no_token_through: if parts.from_time { skip_through } else { 0 },
             dirty: false,
             stored_at: Instant::now(),
             compact_at: Instant::now(),
             runtime: parts.runtime,
-        };
-        match tail.track() {
-            Ok(()) => Ok(tail),
-            Err(error) => Err((tail.into_writer(), error.into())),
         }
     }
 
     /// Takes up every configured collection: copies that are not finished go on.
-    fn track(&mut self) -> Result<(), LogError> {
+    fn track(&mut self, check_all: bool) -> Result<(), LogError> {
         let rules = Arc::clone(&self.rules);
         for rules in rules.iter() {
             let id = self.writer.collection(rules.name())?;
             let copy = self.writer.copy_state(id);
             // An unfinished copy may follow a gap in the stream: what is older than this run is not
             // built upon. A finished one has no gap.
-            let untrusted_before = if copy.finished { 0 } else { self.stands.high_water };
+            let untrusted_through = if copy.finished { 0 } else { self.stands.high_water };
             let name: Arc<str> = rules.name().into();
             self.by_name.insert(Arc::clone(&name), self.tracked.len());
             self.tracked.push(Tracked {
                 name,
                 id,
                 copy,
-                untrusted_before,
+                untrusted_through,
                 chunks_not_before: 0,
+                mixed_until: 0,
                 documents_total: 0,
             });
+        }
+        if check_all {
+            (0..self.tracked.len()).for_each(|collection| self.owe_check(collection));
         }
         self.high_water.send_replace(self.stands.high_water);
         self.walk_on();
         Ok(())
-    }
-
-    /// Works until both ends are closed, or something fails. What was whole is committed, what was not
-    /// is forgotten: the stream tells it again.
-    pub(super) fn run(
-        mut self,
-        mut batches: mpsc::Receiver<Batch>,
-        mut chunks: mpsc::Receiver<Chunk>,
-    ) -> (Writer, Result<(), Ended>) {
-        let result = self.take_all(&mut batches, &mut chunks);
-        (self.into_writer(), result)
-    }
-
-    fn into_writer(mut self) -> Writer {
-        if let Err(error) = self.writer.abort() {
-            tracing::error!(%error, "the log could not forget an unfinished commit");
-        }
-        self.writer
     }
 
     fn take_all(
@@ -256,13 +276,13 @@ impl Tail {
                 Input::Chunk(None) => copier_lives = false,
                 Input::Chunk(Some(chunk)) => self.held = Some(chunk),
                 Input::Check(None) => checks_come = false,
-                Input::Check(Some(order)) => self.take_check(order)?,
+                Input::Check(Some(order)) => self.take_check(order),
             }
             // Only between commits, and only when the log is not behind the chunk.
             if self.open.is_none()
                 && let Some(chunk) = self.held.take_if(|c| c.until <= self.stands.high_water)
             {
-                self.take_chunk(&chunk)?;
+                self.take_chunk(chunk)?;
             }
             self.compact()?;
         }
@@ -274,7 +294,12 @@ impl Tail {
         if self.open.is_some() || self.dirty || Instant::now() < self.compact_at {
             return Ok(());
         }
-        let now = u64::try_from(SourceStatus::now_ms() / 1_000).unwrap_or(0);
+        let mut now = u64::try_from(SourceStatus::now_ms() / 1_000).unwrap_or(0);
+        if self.walk.is_some() {
+            // A chunk on its way must still find what was deleted after it was read.
+            now =
+                now.saturating_sub(CHUNK_AGE_MAX.saturating_sub(self.writer.retention()).as_secs());
+        }
         let boundary = self.writer.retention_boundary(now);
         let compacted = self.writer.compact(boundary, COMPACT_VISITS_MAX)?;
         if compacted.dropped > 0 {
@@ -310,6 +335,11 @@ impl Tail {
         }
         if whole == events.len() {
             let last = events.last().and_then(token_of);
+            if reply.is_last() {
+                // An `invalidate` ended the stream. After its token nothing of its time is told again,
+                // at its time the same `invalidate` is.
+                self.no_token_through = 0;
+            }
             self.close(token.or(last).map(ToOwned::to_owned));
         } else if whole > 0 {
             self.close(token_of(&events[whole - 1]).map(ToOwned::to_owned));
@@ -349,7 +379,7 @@ impl Tail {
         let Some(cluster_time) = time_of(event) else {
             return self.skip_undecodable(event);
         };
-        if cluster_time <= self.replay_through {
+        if cluster_time <= self.skip_through {
             return Ok(());
         }
         if self.open.as_ref().is_none_or(|open| open.cluster_time != cluster_time) {
@@ -404,7 +434,7 @@ impl Tail {
         self.stands.high_water = self.stands.high_water.max(told);
         // A token of the time where the stream started would tell that time's changes again, and there
         // would be no knowing that the log has them.
-        if told > self.replay_through {
+        if told > self.no_token_through {
             self.stands.resume_token = token;
         }
     }

@@ -11,8 +11,8 @@
 //!
 //! A *copy* is for what the stream can't tell: its collection is unsettled until the last chunk, its
 //! progress is in the log, and a restart goes on with it. A *check* is for a collection that should be
-//! right: it is served meanwhile, what differs is mended, and whoever asked is told; it ends with the
-//! run. Copies go first: a collection that has to be copied ends its check.
+//! right: it is served meanwhile, what differs is mended, and whoever asked is told, where the run ends
+//! in the middle too. Copies go first: a collection that has to be copied ends its check.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -28,41 +28,29 @@ use crate::status::{CopyProgress, SourcePhase};
 /// Checks that wait for the tail.
 const CHECKS_MAX: usize = 16;
 
-/// Asks for a part of a collection to be compared with the source, and mended, while it is served.
+/// Asks for a collection, or the rest of one, to be compared with the source, and mended, while it is
+/// served.
 #[derive(Debug)]
 pub struct CheckOrder {
     /// The collection's name.
     pub collection: String,
-    /// Which part of it.
-    pub part: Part,
+    /// What is after this `{_id: …}` (exclusive) in the order of `_id`; `None`: all of it.
+    pub after: Option<RawDocumentBuf>,
     /// Read at most so much a second; `None`: as fast as it goes.
     pub bytes_per_second: Option<u32>,
-    /// Told at the end. Dropped where there is none: the stream ended, or the collection is not
-    /// followed or has to be copied anyway. Ask again then. A check whose asker has dropped the other
-    /// end is given up.
-    pub done: oneshot::Sender<CheckReport>,
+    /// Told at the end. Dropped where there is none and nothing was stored: the stream ended, or the
+    /// collection is not followed or has to be copied anyway. Ask again then. A check whose asker has
+    /// dropped the other end is given up.
+    pub done: oneshot::Sender<Checked>,
 }
 
-/// A part of a collection.
+/// How a check ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Part {
-    /// The documents with these `_id`s, each `{_id: …}`; at most [`Part::IDS_MAX`] are looked at.
-    Ids(Vec<RawDocumentBuf>),
-    /// What is after `after` (exclusive) through `through` (inclusive) in the order of `_id`, both
-    /// `{_id: …}`; `None` is an open end.
-    Range {
-        /// The start.
-        after: Option<RawDocumentBuf>,
-        /// The end.
-        through: Option<RawDocumentBuf>,
-    },
-}
-
-impl Part {
-    /// Most `_id`s in one order.
-    pub const IDS_MAX: usize = super::reads::IDS_MAX;
-    /// All of a collection.
-    pub const ALL: Self = Self::Range { after: None, through: None };
+pub enum Checked {
+    /// At the collection's end.
+    Whole(CheckReport),
+    /// The stream ended before: everything through this `{_id: …}` is done, ask for the rest.
+    CutOff(CheckReport, RawDocumentBuf),
 }
 
 /// What a check found.
@@ -76,6 +64,19 @@ pub struct CheckReport {
     pub deleted: u64,
     /// The cluster time of the last read.
     pub time: u64,
+}
+
+impl CheckReport {
+    /// Both together, `rest` being the later one.
+    #[must_use]
+    pub fn and(self, rest: Self) -> Self {
+        Self {
+            documents: self.documents + rest.documents,
+            upserted: self.upserted + rest.upserted,
+            deleted: self.deleted + rest.deleted,
+            time: rest.time,
+        }
+    }
 }
 
 /// Where checks are asked for.
@@ -116,21 +117,23 @@ pub(super) struct Check {
     pub(super) done_through: Option<Vec<u8>>,
     /// The same as `{_id: …}`.
     done_through_id: Option<RawDocumentBuf>,
-    /// Where it ends.
-    pub(super) through: Option<Vec<u8>>,
+    /// What of it is stored, with what was found up to there.
+    stored: Option<(RawDocumentBuf, CheckReport)>,
     bytes_per_second: Option<u32>,
     pub(super) report: CheckReport,
     /// `None`: nobody asked but ourselves.
-    done: Option<oneshot::Sender<CheckReport>>,
+    done: Option<oneshot::Sender<Checked>>,
 }
 
 impl Check {
-    fn of_all(collection: usize) -> Self {
+    fn of(due: Due) -> Self {
+        let key = |id: &RawDocumentBuf| Some(sort_key(id.get("_id").ok()??));
+        let done_through = due.after.as_ref().and_then(key);
         Self {
-            collection,
-            done_through: None,
-            done_through_id: None,
-            through: None,
+            collection: due.collection,
+            done_through_id: due.after.filter(|_| done_through.is_some()),
+            done_through,
+            stored: None,
             bytes_per_second: None,
             report: CheckReport::default(),
             done: None,
@@ -138,14 +141,15 @@ impl Check {
     }
 }
 
-/// The `_id` and the key of `{_id: …}`.
-fn keyed(id: Option<RawDocumentBuf>) -> (Option<RawDocumentBuf>, Option<Vec<u8>>) {
-    let key = id.as_ref().and_then(|id| Some(sort_key(id.get("_id").ok()??)));
-    (id.filter(|_| key.is_some()), key)
+/// A check that the tail owes itself: a collection, by its place, and what of it is done.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub(super) collection: usize,
+    after: Option<RawDocumentBuf>,
 }
 
-/// The checks that the tail owes itself: at most one for each collection.
-pub(super) type Owed = VecDeque<usize>;
+/// Of these at most one for each collection. They outlive the run.
+pub(super) type Owed = VecDeque<Due>;
 
 impl Tail {
     /// The collection that is read, by its place in `tracked`.
@@ -164,18 +168,43 @@ impl Tail {
             _ => (0..self.tracked.len()).find(|&at| unfinished(at)),
         };
         if let Some(copy) = copy {
-            if let Some(Walk::Check(Check { collection, done: None, .. })) = self.walk {
-                self.owed.push_front(collection);
-            }
+            self.leave_check();
             self.walk = Some(Walk::Copy(copy));
             self.unknown_seen = self.tracked[copy].copy.done_through.is_none().then(HashSet::new);
         } else if matches!(self.walk, Some(Walk::Check(_))) {
             return;
         } else {
-            self.walk = self.owed.pop_front().map(Check::of_all).map(Walk::Check);
-            self.unknown_seen = self.walk.as_ref().map(|_| HashSet::new());
+            let due = self.owed.pop_front();
+            self.unknown_seen =
+                due.as_ref().filter(|due| due.after.is_none()).map(|_| HashSet::new());
+            self.walk = due.map(Check::of).map(Walk::Check);
         }
         self.order();
+    }
+
+    /// A check of all of the collection is owed.
+    pub(super) fn owe_check(&mut self, collection: usize) {
+        self.owed.retain(|due| due.collection != collection);
+        self.owed.push_back(Due { collection, after: None });
+    }
+
+    /// A check under way ends before its time: whoever asked is told how far it came, or it is owed on.
+    pub(super) fn leave_check(&mut self) {
+        let Some(Walk::Check(check)) = self.walk.take_if(|walk| matches!(walk, Walk::Check(_)))
+        else {
+            return;
+        };
+        match (check.done, check.stored) {
+            (Some(done), Some((id, report))) => {
+                // Whoever asked may have gone.
+                let _ = done.send(Checked::CutOff(report, id));
+            }
+            (Some(_), None) => {}
+            (None, stored) => {
+                let after = stored.map(|(id, _)| id);
+                self.owed.push_front(Due { collection: check.collection, after });
+            }
+        }
     }
 
     /// Orders what is under way, from where it stands.
@@ -199,40 +228,17 @@ impl Tail {
     }
 
     /// Begins a check, between two commits and with nothing under way.
-    pub(super) fn take_check(&mut self, order: CheckOrder) -> Result<(), super::source::Ended> {
-        let Some(&collection) = self.by_name.get(order.collection.as_str()) else { return Ok(()) };
+    pub(super) fn take_check(&mut self, order: CheckOrder) {
+        let Some(&collection) = self.by_name.get(order.collection.as_str()) else { return };
         if order.done.is_closed() {
-            return Ok(());
+            return;
         }
-        let check = match order.part {
-            Part::Ids(ids) => {
-                if let Some(report) = self.check_ids(collection, ids)? {
-                    // Whoever asked may have gone.
-                    let _ = order.done.send(report);
-                }
-                return Ok(());
-            }
-            Part::Range { after, through } => {
-                let (done_through_id, done_through) = keyed(after);
-                let (_, through) = keyed(through);
-                let (bytes_per_second, done) = (order.bytes_per_second, Some(order.done));
-                let report = CheckReport::default();
-                Check {
-                    collection,
-                    done_through,
-                    done_through_id,
-                    through,
-                    bytes_per_second,
-                    report,
-                    done,
-                }
-            }
-        };
-        let is_all = check.done_through.is_none() && check.through.is_none();
-        self.unknown_seen = is_all.then(HashSet::new);
+        self.unknown_seen = order.after.is_none().then(HashSet::new);
+        let mut check = Check::of(Due { collection, after: order.after });
+        check.bytes_per_second = order.bytes_per_second;
+        check.done = Some(order.done);
         self.walk = Some(Walk::Check(check));
         self.order();
-        Ok(())
     }
 
     /// What is done of the walk: everything through `end`, which `last` says is all.
@@ -252,7 +258,8 @@ impl Tail {
                 let tracked = &mut self.tracked[*at];
                 tracked.documents_total = chunk.documents_total;
                 tracked.copy.documents += documents;
-                tracked.copy.finished = chunk.last;
+                // Not before the stream has told what a read at no single time had ahead of it.
+                tracked.copy.finished = chunk.last && tracked.mixed_until <= self.stands.high_water;
                 if let Some((key, id)) = end {
                     tracked.copy.done_through = Some(key);
                     tracked.copy.done_through_id = Some(id);
@@ -281,11 +288,12 @@ impl Tail {
                 let cluster_time = self.stands.high_water;
                 tracing::info!(collection = %self.tracked[at].name, cluster_time, "the copy is finished");
             }
-            Some(Walk::Check(check)) if chunk.last || check.is_through() => {
-                self.end_check(check);
-            }
+            Some(Walk::Check(check)) if chunk.last => self.end_check(check),
             Some(Walk::Check(check)) if check.is_unwanted() => {}
-            under_way => {
+            mut under_way => {
+                if let Some(Walk::Check(check)) = &mut under_way {
+                    check.stored = check.done_through_id.clone().map(|id| (id, check.report));
+                }
                 self.walk = under_way;
                 return self.tell_copies();
             }
@@ -303,7 +311,7 @@ impl Tail {
         }
         if let Some(done) = check.done {
             // Whoever asked may have gone.
-            let _ = done.send(check.report);
+            let _ = done.send(Checked::Whole(check.report));
         }
     }
 
@@ -345,10 +353,5 @@ impl Check {
     /// Whoever asked has gone: somebody else's turn.
     fn is_unwanted(&self) -> bool {
         self.done.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-
-    /// It has come to its end.
-    fn is_through(&self) -> bool {
-        self.through.is_some() && self.done_through >= self.through
     }
 }

@@ -103,6 +103,7 @@ impl Writer {
         )?;
         self.conn.execute("DELETE FROM unsettled WHERE collection = ?1", [collection.0])?;
         self.conn.execute("DELETE FROM gaps WHERE collection = ?1", [collection.0])?;
+        self.unlist(collection)?;
         self.copies.remove(&collection);
         self.make_whole()
     }

@@ -153,6 +153,23 @@ impl Writer {
         self.no_longer_aside(collection, &digest_key(digest))
     }
 
+    /// A document whose key is known is listed.
+    #[must_use]
+    pub fn is_listed(&self, collection: CollectionId, key: &[u8]) -> bool {
+        self.aside.0.contains(&hash(collection, key))
+    }
+
+    /// Nothing of the collection is listed any more.
+    pub(super) fn unlist(&mut self, collection: CollectionId) -> Result<(), LogError> {
+        let listed: Vec<Vec<u8>> = {
+            let mut select =
+                self.conn.prepare("SELECT key FROM quarantine WHERE collection = ?1")?;
+            let keys = select.query_map([collection.0], |row| row.get(0))?;
+            keys.collect::<Result<_, _>>()?
+        };
+        listed.iter().try_for_each(|key| self.no_longer_aside(collection, key))
+    }
+
     /// A document whose key is not known is listed.
     #[must_use]
     pub fn has_unknown(&self, collection: CollectionId, digest: &[u8]) -> bool {

@@ -518,18 +518,17 @@ impl Writer {
         }
     }
 
-    /// Forgets everything since the last commit.
+    /// Forgets everything since the last commit. Where that fails, what is in memory is not what the file
+    /// says: nothing may be appended before another one has not failed.
     ///
     /// # Errors
     /// [`LogError::Store`].
     pub fn abort(&mut self) -> Result<(), LogError> {
-        if self.in_transaction {
-            self.in_transaction = false;
-            // A failed statement (a full disk) may have rolled back already.
-            if !self.conn.is_autocommit() {
-                self.conn.execute_batch("ROLLBACK")?;
-            }
+        // A failed statement (a full disk) may have rolled back already.
+        if !self.conn.is_autocommit() {
+            self.conn.execute_batch("ROLLBACK")?;
         }
+        self.in_transaction = false;
         self.load()
     }
 

@@ -1,18 +1,18 @@
 //! A part of a collection is compared with the source again, while it is served.
 
-use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use bson::{Document, doc, rawdoc};
 use mongodb::Database;
 use tidewire_protocol::Position;
-use tidewire_server::capture::{CheckOrder, CheckReport, Part};
+use tidewire_server::capture::{CheckOrder, CheckReport, Checked};
 use tidewire_server::log::{Body, Channels, NewChange, Since, Writer, sort_key};
 use tidewire_server::status::SourcePhase;
-use tidewire_tests::harness::mongo;
+use tidewire_tests::harness::{eventually, mongo};
 use tokio::sync::oneshot;
 
-use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered};
+use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered, source_state};
 
 /// Spoils the log behind the server's back: 3 is not as it is, 4 is gone, 1,000 is too much.
-fn spoil(dir: &std::path::Path) {
+pub(crate) fn spoil(dir: &std::path::Path) {
     let (mut writer, _reader) = Writer::open(dir, &log_options("invoify")).unwrap();
     let collection = writer.collection("invoices").unwrap();
     let rules = writer.copy_state(collection).rules;
@@ -23,7 +23,7 @@ fn spoil(dir: &std::path::Path) {
         (Body::Upsert(&rawdoc! { "_id": 100_000 }), 100_000),
     ];
     for (n, (body, id)) in bodies.into_iter().enumerate() {
-        let ordinal = u32::MAX - 10 + u32::try_from(n).unwrap();
+        let ordinal = Position::RECONCILE_ORDINAL_FIRST + 0x1000_0000 + u32::try_from(n).unwrap();
         let everyone = ["everyone".to_owned()];
         let channels: &[String] = if matches!(body, Body::Delete(_)) { &[] } else { &everyone };
         let change = NewChange {
@@ -40,17 +40,15 @@ fn spoil(dir: &std::path::Path) {
     writer.commit().unwrap();
 }
 
-async fn check(capture: &Capture, part: Part) -> CheckReport {
-    let (done, report) = oneshot::channel();
-    let bytes_per_second = Some(50_000_000);
-    let order = CheckOrder { collection: "invoices".into(), part, bytes_per_second, done };
+/// Compares what is after `after`, all of it where there is none.
+async fn check(capture: &Capture, after: Option<i32>) -> CheckReport {
+    let (done, checked) = oneshot::channel();
+    let (bytes_per_second, after) = (Some(50_000_000), after.map(|id| rawdoc! { "_id": id }));
+    let order = CheckOrder { collection: "invoices".into(), after, bytes_per_second, done };
     capture.checks.send(order).await.unwrap();
-    tokio::time::timeout(PATIENCE, report).await.expect("in time").expect("to its end")
-}
-
-fn range(after: Option<i32>, through: Option<i32>) -> Part {
-    let id = |id| rawdoc! { "_id": id };
-    Part::Range { after: after.map(id), through: through.map(id) }
+    let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
+    let Ok(Checked::Whole(report)) = checked else { panic!("not to its end: {checked:?}") };
+    report
 }
 
 /// The source goes on while it is checked.
@@ -77,13 +75,13 @@ async fn a_check_mends_what_differs_and_nothing_else_while_the_collection_is_ser
     mongo.db.collection::<Document>("invoices").delete_one(doc! { "_id": 60 }).await.unwrap();
     capture.caught_up(&mongo.db).await;
     let cursor = capture.read(&Since::Nothing, |_, _, _| {});
-    let (part, ()) = tokio::join!(check(&capture, range(Some(3), Some(999))), change(&mongo.db));
-    assert_eq!((part.upserted, part.deleted), (1, 0), "4 alone is in that range");
-    assert_eq!(part.documents, 995);
+    let (part, ()) = tokio::join!(check(&capture, Some(3)), change(&mongo.db));
+    assert_eq!((part.upserted, part.deleted), (1, 1), "3 is not in that part");
+    assert_eq!(part.documents, 4_995);
     assert_eq!(capture.status.borrow().phase, SourcePhase::Following, "served all the while");
-    let whole = check(&capture, Part::ALL).await;
-    assert_eq!((whole.upserted, whole.deleted), (1, 1));
-    let again = check(&capture, Part::ALL).await;
+    let whole = check(&capture, None).await;
+    assert_eq!((whole.upserted, whole.deleted), (1, 0));
+    let again = check(&capture, None).await;
     assert_eq!((again.documents, again.upserted, again.deleted), (4_999, 0, 0));
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let mut mended = 0;
@@ -95,19 +93,59 @@ async fn a_check_mends_what_differs_and_nothing_else_while_the_collection_is_ser
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn single_documents_are_checked_by_their_ids() {
+async fn a_check_that_the_stream_cuts_off_goes_on_from_where_it_was() {
     let mongo = mongo().await;
     let dir = dir();
-    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let wide = |n: i32| doc! { "_id": n, "text": "x".repeat(100_000) };
+    insert(&mongo.db, "invoices", (0..200).map(wide)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let (done, mut checked) = oneshot::channel();
+    // About four seconds for 20 MB.
+    let (collection, after, bytes_per_second) = ("invoices".into(), None, Some(5_000_000));
+    let order = CheckOrder { collection, after, bytes_per_second, done };
+    capture.checks.send(order).await.unwrap();
+    eventually("some of it is done", PATIENCE, || async {
+        let checking = capture.status.borrow().checking.clone();
+        checking.filter(|(_, progress)| progress.documents > 0)
+    })
+    .await;
+    assert!(checked.try_recv().is_err(), "it is not through");
+    let cut = doc! { "failCommands": ["getMore"], "appName": "tidewire", "closeConnection": true };
+    let cut = mongo.fail_point("failCommand", doc! { "times": 1 }, cut).await;
+    let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
+    cut.off().await;
+    let Ok(Checked::CutOff(some, through)) = checked else { panic!("not cut off: {checked:?}") };
+    assert!(some.documents > 0 && some.documents < 200, "{some:?}");
+    let rest = check(&capture, through.get_i32("_id").ok()).await;
+    assert_eq!(some.documents + rest.documents, 200);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_is_cut_off_again() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let wide = |n: i32| doc! { "_id": n, "text": "x".repeat(50_000) };
+    insert(&mongo.db, "invoices", (0..300).map(wide)).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
     spoil(dir.path());
+    let refused = mongo.fail_command(&["aggregate"], 280, &[], doc! { "times": 2 }).await;
     let capture = Capture::start(&mongo, dir.path());
-    capture.caught_up(&mongo.db).await;
-    let ids: Vec<RawDocumentBuf> = [3, 4, 5, 100_000, 2_000].map(|id| rawdoc! { "_id": id }).into();
-    let report = check(&capture, Part::Ids(ids)).await;
-    assert_eq!((report.documents, report.upserted, report.deleted), (3, 2, 1));
-    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    eventually("the check is under way", PATIENCE, || async {
+        capture.status.borrow().checking.clone()
+    })
+    .await;
+    refused.off().await;
+    let cut = doc! { "failCommands": ["getMore"], "appName": "tidewire", "closeConnection": true };
+    let cut = mongo.fail_point("failCommand", doc! { "times": 2 }, cut).await;
+    eventually("what was wrong is mended", PATIENCE, || async {
+        let wanted = source_state(&mongo.db, &COLLECTIONS).await;
+        (capture.state() == wanted).then_some(())
+    })
+    .await;
+    cut.off().await;
     capture.stop().await;
 }

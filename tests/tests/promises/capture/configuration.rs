@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bson::{Document, doc};
+use bson::{Document, RawDocumentBuf, doc};
 use tidewire_server::config::CollectionConfig;
 use tidewire_server::log::{Body, Cursor, Flow, PageRequest, Scope, Since};
 use tidewire_tests::harness::{eventually, mongo};
 
+use super::checks::spoil;
+use super::oddities::dirty;
 use super::{COLLECTIONS, Capture, PATIENCE, collections, dir, insert, numbered, source};
 
 /// What a reader has: upserts and deletes by collection and `n` or `_id`, and whether that is complete.
@@ -158,5 +160,53 @@ async fn a_collection_that_is_added_appears_when_it_is_copied_and_the_others_go_
     assert_eq!(back.upserts, BTreeMap::from([("plans".to_owned(), vec![30])]));
     assert_eq!(back.deletes, BTreeMap::from([("plans".to_owned(), vec![7])]));
     assert!(back.complete);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_is_added_leaves_the_others_alone_although_it_was_written_last() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let only = collections(&["invoices"]);
+    let capture = Capture::start_with(source(&mongo), dir.path(), &only);
+    capture.must_equal(&mongo.db, &["invoices"]).await;
+    // The stream's mark is at this write now, which it was not told.
+    insert(&mongo.db, "plans", numbered(0..30)).await;
+    capture.caught_up(&mongo.db).await;
+    capture.stop().await;
+    spoil(dir.path());
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let read = read_as(&capture, &Since::Nothing, &COLLECTIONS, &["everyone"]);
+    assert_eq!(read.upserts["plans"].len(), 30);
+    // 4 was deleted behind the log's back: nobody looked.
+    assert!(!read.upserts["invoices"].contains(&4), "all was compared for it");
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_in_quarantine_is_told_to_nobody_under_rules_that_nobody_knows_it_under() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", owned(0..10)).await;
+    let start = |rules: &[CollectionConfig]| Capture::start_with(source(&mongo), dir.path(), rules);
+    let capture = start(&rules("everyone", &[]));
+    capture.copied().await;
+    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
+    raw.replace_one(doc! { "_id": 5 }, dirty(5)).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let told = |capture: &Capture, since: &Since| {
+        read_as(capture, since, &COLLECTIONS, &["everyone"]).deletes.get("invoices").cloned()
+    };
+    let before =
+        Since::Cursor(read_as(&capture, &Since::Nothing, &COLLECTIONS, &["everyone"]).cursor);
+    assert_eq!(told(&capture, &Since::Nothing), Some(vec![5]));
+    capture.stop().await;
+    let capture = start(&rules("user:{owner}", &[]));
+    capture.copied().await;
+    assert_eq!(told(&capture, &Since::Nothing), None, "a new reader has never heard of it");
+    let gone = told(&capture, &before).unwrap_or_default();
+    assert_eq!(gone.len(), 9 + usize::from(gone.contains(&5)), "{gone:?}");
     capture.stop().await;
 }

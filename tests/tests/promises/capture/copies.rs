@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidewire_server::log::Since;
 use tidewire_tests::harness::{mongo, seed};
+use tokio_util::sync::CancellationToken;
 
 use super::{COLLECTIONS, Capture, collections, dir, insert, numbered, source};
 
@@ -153,6 +154,65 @@ async fn a_collection_that_orders_ids_by_a_rule_of_its_own_is_copied_whole() {
     insert(&mongo.db, "invoices", named).await;
     insert(&mongo.db, "plans", numbered(0..3_000)).await;
     let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_built_on_what_the_log_had_of_a_collection_before_it_was_away() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let wide = |n: i32| doc! { "_id": n, "x": 0, "text": "w".repeat(40_000) };
+    insert(&mongo.db, "invoices", (0..400).map(wide)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+    let without = collections(&["plans"]);
+    let capture = Capture::start_with(source(&mongo), dir.path(), &without);
+    capture.caught_up(&mongo.db).await;
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.update_many(doc! {}, doc! { "$set": { "x": 1 } }).await.unwrap();
+    insert(&mongo.db, "plans", numbered(0..1)).await;
+    capture.caught_up(&mongo.db).await;
+    capture.stop().await;
+    // It comes back under other rules, and changes while it is copied.
+    let mut other = collections(&COLLECTIONS);
+    other[0].channels = vec!["number:{x}".to_owned()];
+    let capture = Capture::start_with(source(&mongo), dir.path(), &other);
+    for y in 0..5 {
+        invoices.update_many(doc! {}, doc! { "$set": { "y": y } }).await.unwrap();
+    }
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_collection_is_copied_although_one_of_its_documents_never_rests() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let capped = doc! { "create": "plans", "capped": true, "size": 16_000_000 };
+    mongo.db.run_command(capped).await.unwrap();
+    let wide = |n: i32| doc! { "_id": n, "n": 0_i64, "text": "w".repeat(10_000) };
+    insert(&mongo.db, "plans", (0..1_000).map(wide)).await;
+    let plans = mongo.db.collection::<Document>("plans");
+    let stop = CancellationToken::new();
+    let restless = async {
+        let mut n = 0_i64;
+        while !stop.is_cancelled() {
+            n += 1;
+            for id in [1, 500, 999] {
+                let next = doc! { "$set": { "n": n } };
+                plans.update_one(doc! { "_id": id }, next).await.unwrap();
+            }
+        }
+    };
+    let copied = async {
+        let capture = Capture::start(&mongo, dir.path());
+        capture.copied().await;
+        stop.cancel();
+        capture
+    };
+    let ((), capture) = futures::future::join(restless, copied).await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
 }

@@ -167,3 +167,15 @@ async fn a_view_that_takes_a_followed_name_is_not_read_and_other_changes_of_a_co
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_starts_at_the_very_drop_of_its_database_gets_going() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    mongo.db.drop().await.unwrap();
+    let capture = Capture::start(&mongo, dir.path());
+    insert(&mongo.db, "invoices", numbered(0..3)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}

@@ -7,7 +7,7 @@ use bson::{Document, doc};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tidewire_protocol::Position;
-use tidewire_server::capture::{CheckOrder, Part};
+use tidewire_server::capture::{CheckOrder, Checked};
 use tidewire_server::log::{Reader, Since};
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 use tokio::sync::oneshot;
@@ -102,12 +102,12 @@ async fn a_chunk_whose_time_the_source_no_longer_holds_is_read_again_at_a_newer_
     let before = failed(&mongo, "getMore").await;
     // Slowly: each chunk of 4 MB comes longer after the last one than the source remembers.
     let (done, mut report) = oneshot::channel();
-    let (collection, part, bytes_per_second) = ("invoices".into(), Part::ALL, Some(2_000_000));
-    let order = CheckOrder { collection, part, bytes_per_second, done };
+    let (collection, after, bytes_per_second) = ("invoices".into(), None, Some(2_000_000));
+    let order = CheckOrder { collection, after, bytes_per_second, done };
     capture.checks.send(order).await.unwrap();
     let invoices = mongo.db.collection::<Document>("invoices");
     let (mut n, mut changes) = (0, 0);
-    let report = loop {
+    let checked = loop {
         tokio::select! {
             report = &mut report => break report.expect("the check comes to its end"),
             () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
@@ -122,6 +122,7 @@ async fn a_chunk_whose_time_the_source_no_longer_holds_is_read_again_at_a_newer_
         changes += 1;
     };
     assert!(failed(&mongo, "getMore").await > before, "no time was ever too old");
+    let Checked::Whole(report) = checked else { panic!("cut off: {checked:?}") };
     assert_eq!((report.upserted, report.deleted), (0, 0), "the stream had told all {changes}");
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;

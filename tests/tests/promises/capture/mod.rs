@@ -1,7 +1,7 @@
 //! Capture against a real MongoDB: the log equals the source, whatever happens to either.
 
 mod changes;
-mod checks;
+pub(crate) mod checks;
 mod configuration;
 mod copies;
 mod ddl;

@@ -18,7 +18,7 @@ fn dirtied(document: &Document) -> RawDocumentBuf {
     RawDocument::from_bytes(&bytes).unwrap().to_owned()
 }
 
-fn dirty(id: i32) -> RawDocumentBuf {
+pub(super) fn dirty(id: i32) -> RawDocumentBuf {
     dirtied(&doc! { "_id": id, "text": "dirty" })
 }
 
