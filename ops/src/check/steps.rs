@@ -47,8 +47,7 @@ pub enum CheckError {
     Mongod(#[from] FetchError),
 }
 
-/// Runs all steps in the workspace at `top` and stops at the first that does not pass, the torture run
-/// where it is asked for. The last lines on the terminal are the test runner's own.
+/// Runs all steps in the workspace at `top` and stops at the first that does not pass. The last lines on the terminal are the test runner's own.
 ///
 /// # Errors
 /// See [`CheckError`].

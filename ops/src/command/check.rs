@@ -13,9 +13,9 @@ pub(super) struct Check {
     /// The workspace [default: the one of the current folder]
     #[arg(long, value_name = "DIR")]
     top: Option<PathBuf>,
-    /// Five minutes of `tidewire-ops torture` too, beside the containers
+    /// Without the five minutes of `tidewire-ops torture` that go on beside the containers
     #[arg(long)]
-    torture: bool,
+    no_torture: bool,
 }
 
 impl Check {
@@ -27,7 +27,7 @@ impl Check {
                 Failure::Usage("check runs in the folder of Tidewire's sources: use --top".into())
             })?,
         };
-        tokio::task::spawn_blocking(move || run(&top, self.torture)).await??;
+        tokio::task::spawn_blocking(move || run(&top, !self.no_torture)).await??;
         Ok(Outcome::Done)
     }
 }

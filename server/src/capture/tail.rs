@@ -411,6 +411,11 @@ impl Tail {
             let defect = Defect::Event(undecodable.part);
             let token = undecodable.token.map_or(&[][..], bson::raw::RawDocument::as_bytes);
             self.set_aside_event(position, undecodable.collection, token, defect)?;
+            // What it was about is found by looking at all of the collection.
+            if let Some(&collection) = self.by_name.get(undecodable.collection) {
+                self.owe_check(collection);
+                self.walk_on();
+            }
         }
         Ok(())
     }

@@ -66,7 +66,10 @@ async fn a_scrub_finds_and_mends_what_is_wrong_and_clients_go_on_with_their_curs
     assert!(text.contains("plans: 300 documents") && !text.contains("invoices"), "{text}");
     let (code, text) = said(&scrub(&server, &[]));
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("invoices: 300 documents; mended 2 that were missing or wrong, 1"), "{text}");
+    assert!(
+        text.contains("invoices: 300 documents; mended 2 that were missing or wrong, 1"),
+        "{text}"
+    );
     let (code, text) = said(&scrub(&server, &["--json"]));
     assert_eq!(code, Some(0), "{text}");
     let told: serde_json::Value = serde_json::from_str(&text).expect("JSON");
