@@ -75,20 +75,28 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
+    /// What is left of a chunk that was taken in: to be taken once more when the tail is at `until`.
+    pub(super) fn taken(self, until: u64) -> Self {
+        Self { until, reply: Reply::Owned(no_documents()), _room: None, ..self }
+    }
+
     /// All of a collection that holds nothing.
     fn nothing(order: &Order, time: u64) -> Self {
-        let cursor = rawdoc! { "cursor": { "id": 0_i64, "firstBatch": [] } };
         Self {
             generation: order.generation,
             time,
             until: time,
             capped: false,
-            reply: Reply::Owned(cursor),
+            reply: Reply::Owned(no_documents()),
             last: true,
             documents_total: 0,
             _room: None,
         }
     }
+}
+
+fn no_documents() -> RawDocumentBuf {
+    rawdoc! { "cursor": { "id": 0_i64, "firstBatch": [] } }
 }
 
 /// Reads what is ordered.

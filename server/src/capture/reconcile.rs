@@ -53,8 +53,7 @@ impl Tail {
                 }
                 self.walked_through(&chunk);
                 if chunk.last && matches!(self.walk, Some(Walk::Copy(at)) if at == collection) {
-                    let until = self.tracked[collection].mixed_until;
-                    self.held = Some(Chunk { until, ..chunk });
+                    self.held = Some(chunk.taken(self.tracked[collection].mixed_until));
                 }
             }
             Err(TooOld) => {
