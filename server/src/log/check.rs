@@ -9,9 +9,12 @@ use tidewire_protocol::Position;
 
 use super::copies::StoredCollection;
 use super::cursor::name_hash;
+use super::followed::StoredFollowed;
 use super::postings::{take_varint, unsealed};
+use super::quarantine::StoredAside;
 use super::record::{StoredRow, channel_ids, select_rows};
 use super::state::LogState;
+use super::stretches::{Measure, Stretch};
 use super::{CollectionId, LogError, schema};
 
 /// Findings that are told one by one.
@@ -19,8 +22,17 @@ const FINDINGS_MAX: usize = 50;
 
 /// Tables whose structure is looked at whenever the log is opened: whoever searches them can't tell
 /// what is missing.
-const INDEX_TABLES: [&str; 7] =
-    ["log", "collections", "followed", "channels", "postings", "latest", "unsettled"];
+const INDEX_TABLES: [&str; 9] = [
+    "log",
+    "collections",
+    "followed",
+    "channels",
+    "postings",
+    "latest",
+    "unsettled",
+    "gaps",
+    "quarantine",
+];
 
 /// What a check found.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +67,17 @@ impl Checked {
         self.findings_total += 1;
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(what.into());
+        }
+    }
+
+    /// What was read; `None` where it is damaged, which is a finding.
+    fn taken<T>(&mut self, read: Result<T, LogError>) -> Result<Option<T>, LogError> {
+        match read {
+            Err(error) if error.is_damage() => {
+                self.find(error.to_string());
+                Ok(None)
+            }
+            read => read.map(Some),
         }
     }
 }
@@ -97,6 +120,9 @@ pub(super) fn check_index(conn: &Connection) -> Result<(), LogError> {
             return Err(LogError::Damaged(said));
         }
     }
+    StoredFollowed::all(conn)?;
+    Stretch::all(conn, Measure::Unsettled)?;
+    Stretch::all(conn, Measure::Gaps)?;
     each_run(conn, &mut |_, _, _| Ok(()))
 }
 
@@ -126,8 +152,7 @@ fn check_snapshot(
     }
     let state = LogState::read(conn)?;
     checked.head = state.head.position;
-    let collections = StoredCollection::all(conn)?;
-    let collections = collections.into_iter().map(|known| known.id).collect();
+    let collections = small_tables(conn, checked)?;
     let mut index = Index { channels: channels(conn, checked)?, ..Index::default() };
     let mut rows = Rows::prepare(conn, &state, collections)?;
     rows.walk(conn, checked, &mut index, progress)?;
@@ -142,6 +167,33 @@ fn check_snapshot(
         }
     }
     Ok(())
+}
+
+/// Looks at what has a few rows; the collections that there are.
+fn small_tables(conn: &Connection, checked: &mut Checked) -> Result<Vec<CollectionId>, LogError> {
+    let mut collections = Vec::new();
+    for stored in StoredCollection::each(conn)? {
+        if let Some(stored) = checked.taken(stored)? {
+            collections.push(stored.id);
+        }
+    }
+    let known = |collection: CollectionId| collections.contains(&collection);
+    let mut of_none = Vec::new();
+    for followed in checked.taken(StoredFollowed::all(conn))?.unwrap_or_default() {
+        of_none.push(("followed", known(followed.followed.collection)));
+    }
+    for measure in [Measure::Unsettled, Measure::Gaps] {
+        for stretch in checked.taken(Stretch::all(conn, measure))?.unwrap_or_default() {
+            of_none.push((measure.table(), known(stretch.collection)));
+        }
+    }
+    for aside in checked.taken(StoredAside::all(conn))?.unwrap_or_default() {
+        of_none.push(("quarantine", known(aside.collection)));
+    }
+    for (table, _) in of_none.iter().filter(|(_, known)| !known) {
+        checked.find(format!("a row of {table} is of no collection"));
+    }
+    Ok(collections)
 }
 
 /// A set of entries, as far as two of them can be told apart.
@@ -388,10 +440,10 @@ fn walk_postings(
 }
 
 /// Takes a run of postings: its channel, its first number, its entries.
-type TakeRun<'a> = dyn FnMut(u32, u64, &[u8]) -> Result<(), LogError> + 'a;
+pub(super) type TakeRun<'a> = dyn FnMut(u32, u64, &[u8]) -> Result<(), LogError> + 'a;
 
 /// Gives each run of postings to `each`.
-fn each_run(conn: &Connection, each: &mut TakeRun<'_>) -> Result<(), LogError> {
+pub(super) fn each_run(conn: &Connection, each: &mut TakeRun<'_>) -> Result<(), LogError> {
     let mut select = conn.prepare("SELECT channel, first_seq, entries FROM postings")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {

@@ -24,10 +24,11 @@ impl StoredCollection {
     /// # Errors
     /// [`LogError::Damaged`] when one does not match its checksum.
     pub(super) fn all(conn: &Connection) -> Result<Vec<Self>, LogError> {
-        Self::rows(conn)?.into_iter().collect()
+        Self::each(conn)?.into_iter().collect()
     }
 
-    fn rows(conn: &Connection) -> Result<Vec<Result<Self, LogError>>, LogError> {
+    /// Every collection, each with what is wrong with it.
+    pub(super) fn each(conn: &Connection) -> Result<Vec<Result<Self, LogError>>, LogError> {
         let mut select = conn.prepare_cached(
             "SELECT id, name, copying, done_through, done_through_id, documents, rules, checksum
              FROM collections ORDER BY name",
@@ -55,11 +56,6 @@ impl StoredCollection {
             }
         };
         Ok(rows.map(checked).collect())
-    }
-
-    /// Every collection of a damaged log that can be told.
-    pub(super) fn readable(conn: &Connection) -> Result<Vec<Self>, LogError> {
-        Self::rows(conn).map(|rows| rows.into_iter().flatten().collect())
     }
 
     /// The rules of its last copy.

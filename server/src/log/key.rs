@@ -5,6 +5,7 @@
 //! each other. The order is that of MongoDB's own index keys, checked against MongoDB 6.0.5: within a
 //! document each field counts by type, then name, then value; of arrays only the values count.
 
+use bson::oid::ObjectId;
 use bson::raw::{RawBsonRef, RawDocumentBuf};
 use bson::spec::ElementType;
 use tidewire_protocol::number::{Finite, Number};
@@ -88,6 +89,22 @@ pub fn sort_key(id: RawBsonRef<'_>) -> Vec<u8> {
         key.extend_from_slice(element.as_bytes());
     }
     key
+}
+
+/// `{_id: …}` with this key, of the types that most `_id`s are of.
+pub(super) fn id_of(key: &[u8]) -> Option<RawDocumentBuf> {
+    let mut document = RawDocumentBuf::new();
+    match key {
+        [order::OBJECT_ID, id @ ..] => {
+            document.append(bson::cstr!("_id"), ObjectId::from_bytes(id.try_into().ok()?));
+        }
+        [order::STRING, text @ .., END] if !text.contains(&RAISED) => {
+            document.append(bson::cstr!("_id"), std::str::from_utf8(text).ok()?);
+        }
+        _ => return None,
+    }
+    let id = document.get("_id").ok()??;
+    (sort_key(id) == key).then_some(document)
 }
 
 fn write_value(kind: ElementType, value: &[u8], key: &mut Vec<u8>) -> Result<(), Reason> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use rusqlite::OptionalExtension;
-use tidewire_protocol::Position;
 
 use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, StoredRow, select_rows};
 use super::write::{LookedUp, Previous, missing};
@@ -149,20 +148,13 @@ impl Writer {
             }
         }
         drop(shared);
-        let mut select = self
-            .conn
-            .prepare_cached("SELECT cluster_time, ordinal, kind FROM changes WHERE seq = ?1")?;
+        let mut select = self.conn.prepare_cached(select_rows!("WHERE seq = ?1"))?;
         keys.into_iter()
             .take(limit)
             .map(|(key, seq)| {
-                let entry = select
-                    .query_row([seq.cast_signed()], |row| {
-                        let cluster_time = row.get::<_, i64>(0)?.cast_unsigned();
-                        let position = Position::new(cluster_time, row.get(1)?);
-                        Ok((position, row.get::<_, i64>(2)? != KIND_DELETE))
-                    })
-                    .optional()?;
-                let (position, live) = entry.ok_or_else(|| missing(seq))?;
+                let mut rows = select.query([seq.cast_signed()])?;
+                let row = StoredRow::read(rows.next()?.ok_or_else(|| missing(seq))?)?;
+                let (position, live) = (row.position, row.kind != KIND_DELETE);
                 Ok(KeyEntry { key, position, live })
             })
             .collect()

@@ -9,9 +9,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bson::cstr;
 use bson::raw::RawDocument;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tidewire_protocol::Position;
 
+use super::copies::StoredCollection;
+use super::guard::{matching, row_checksum};
 use super::record::KIND_SET_ASIDE;
 use super::write::NewRow;
 use super::{CollectionId, LogError, Reader, Writer};
@@ -61,20 +63,91 @@ pub struct Quarantined {
     pub wall_time_ms: i64,
 }
 
+/// A row of `quarantine`.
+#[derive(Clone, Debug)]
+pub(super) struct StoredAside {
+    pub(super) collection: CollectionId,
+    pub(super) key: Vec<u8>,
+    shown_id: String,
+    has_key: bool,
+    reason: String,
+    size: u64,
+    position: Position,
+    wall_time_ms: i64,
+}
+
+impl StoredAside {
+    /// All of them, by collection and key.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when one does not match its checksum.
+    pub(super) fn all(conn: &Connection) -> Result<Vec<Self>, LogError> {
+        let mut select = conn.prepare(
+            "SELECT collection, key, shown_id, has_key, reason, size, cluster_time, ordinal,
+             wall_time, checksum FROM quarantine ORDER BY collection, key",
+        )?;
+        let mut rows = select.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            let stored = Self {
+                collection: CollectionId(row.get(0)?),
+                key: row.get(1)?,
+                shown_id: row.get(2)?,
+                has_key: row.get(3)?,
+                reason: row.get(4)?,
+                size: row.get::<_, i64>(5)?.cast_unsigned(),
+                position: Position::new(row.get::<_, i64>(6)?.cast_unsigned(), row.get(7)?),
+                wall_time_ms: row.get(8)?,
+            };
+            let should = stored.checksum();
+            all.push(matching("quarantine", stored, row.get(9)?, should)?);
+        }
+        Ok(all)
+    }
+
+    pub(super) fn write(&self, conn: &Connection) -> Result<(), LogError> {
+        conn.prepare_cached(
+            "INSERT OR REPLACE INTO quarantine (collection, key, shown_id, has_key, reason, size,
+             cluster_time, ordinal, wall_time, checksum)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
+        .execute((
+            self.collection.0,
+            &self.key,
+            &self.shown_id,
+            self.has_key,
+            &self.reason,
+            self.size.cast_signed(),
+            self.position.cluster_time.cast_signed(),
+            self.position.ordinal,
+            self.wall_time_ms,
+            self.checksum(),
+        ))?;
+        Ok(())
+    }
+
+    fn checksum(&self) -> i64 {
+        let numbers = [
+            u64::from(self.collection.0),
+            u64::from(self.has_key),
+            self.size,
+            self.position.cluster_time,
+            u64::from(self.position.ordinal),
+            self.wall_time_ms.cast_unsigned(),
+        ];
+        let texts = [&self.key[..], self.shown_id.as_bytes(), self.reason.as_bytes()];
+        row_checksum("quarantine", &numbers, &texts)
+    }
+}
+
 /// Which documents are in the table, by a hash of collection and key.
 #[derive(Debug, Default)]
 pub(super) struct Aside(HashSet<u64>);
 
 impl Aside {
     pub(super) fn load(conn: &Connection) -> Result<Self, LogError> {
-        let mut select = conn.prepare("SELECT collection, key FROM quarantine")?;
-        let mut rows = select.query([])?;
-        let mut hashes = HashSet::new();
-        while let Some(row) = rows.next()? {
-            let key = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-            hashes.insert(hash(CollectionId(row.get(0)?), key));
-        }
-        Ok(Self(hashes))
+        let stored = StoredAside::all(conn)?;
+        Ok(Self(stored.iter().map(|stored| hash(stored.collection, &stored.key)).collect()))
     }
 }
 
@@ -161,13 +234,9 @@ impl Writer {
 
     /// Nothing of the collection is listed any more.
     pub(super) fn unlist(&mut self, collection: CollectionId) -> Result<(), LogError> {
-        let listed: Vec<Vec<u8>> = {
-            let mut select =
-                self.conn.prepare("SELECT key FROM quarantine WHERE collection = ?1")?;
-            let keys = select.query_map([collection.0], |row| row.get(0))?;
-            keys.collect::<Result<_, _>>()?
-        };
-        listed.iter().try_for_each(|key| self.no_longer_aside(collection, key))
+        let mut listed = StoredAside::all(&self.conn)?;
+        listed.retain(|stored| stored.collection == collection);
+        listed.iter().try_for_each(|stored| self.no_longer_aside(collection, &stored.key))
     }
 
     /// A document whose key is not known is listed.
@@ -189,17 +258,12 @@ impl Writer {
         if self.aside.0.is_empty() {
             return Ok(0);
         }
-        let listed: Vec<Vec<u8>> = {
-            let mut select = self
-                .conn
-                .prepare("SELECT key FROM quarantine WHERE collection = ?1 AND NOT has_key")?;
-            let keys = select.query_map([collection.0], |row| row.get(0))?;
-            keys.collect::<Result<_, _>>()?
-        };
-        let gone = listed.iter().filter(|key| !keep.contains(&key[1..]));
+        let mut listed = StoredAside::all(&self.conn)?;
+        listed.retain(|stored| stored.collection == collection && !stored.has_key);
+        let gone = listed.iter().filter(|stored| !keep.contains(&stored.key[1..]));
         let mut count = 0;
-        for key in gone {
-            self.no_longer_aside(collection, key)?;
+        for stored in gone {
+            self.no_longer_aside(collection, &stored.key)?;
             count += 1;
         }
         Ok(count)
@@ -223,24 +287,27 @@ impl Writer {
             tracing::warn!(listed = QUARANTINE_MAX, "the list of the quarantine is full");
             return Ok(false);
         }
-        self.conn
-            .prepare_cached(
-                "INSERT OR REPLACE INTO quarantine (collection, key, shown_id, has_key, reason, size,
-                 cluster_time, ordinal, wall_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?
-            .execute((
-                aside.collection.0,
-                key,
-                shown(shown_id),
-                has_key,
-                aside.reason,
-                aside.size.cast_signed(),
-                aside.position.cluster_time.cast_signed(),
-                aside.position.ordinal,
-                aside.wall_time_ms,
-            ))?;
+        let stored = StoredAside {
+            collection: aside.collection,
+            key: key.to_vec(),
+            shown_id: shown(shown_id),
+            has_key,
+            reason: aside.reason.to_owned(),
+            size: aside.size,
+            position: aside.position,
+            wall_time_ms: aside.wall_time_ms,
+        };
+        stored.write(&self.conn)?;
         self.aside.0.insert(hash);
         Ok(true)
+    }
+
+    /// Lists what the log that is rebuilt had in its list.
+    pub(super) fn list_as_before(&mut self, stored: &StoredAside) -> Result<(), LogError> {
+        self.begin()?;
+        stored.write(&self.conn)?;
+        self.aside.0.insert(hash(stored.collection, &stored.key));
+        Ok(())
     }
 
     /// A change of the document came that could be carried.
@@ -274,34 +341,28 @@ impl Reader {
     /// [`LogError::Store`].
     pub fn quarantine(&self) -> Result<Vec<Quarantined>, LogError> {
         self.with_snapshot(|conn| {
-            if !has_table(conn)? {
-                return Ok(Vec::new());
-            }
-            let mut select = conn.prepare(
-                "SELECT c.name, shown_id, has_key, reason, size, cluster_time, ordinal, wall_time
-                 FROM quarantine q JOIN collections c ON c.id = q.collection
-                 ORDER BY c.name, q.key",
-            )?;
-            let rows = select.query_map([], |row| {
-                Ok(Quarantined {
-                    collection: row.get(0)?,
-                    shown_id: row.get(1)?,
-                    has_key: row.get(2)?,
-                    reason: row.get(3)?,
-                    size: row.get::<_, i64>(4)?.cast_unsigned(),
-                    position: Position::new(row.get::<_, i64>(5)?.cast_unsigned(), row.get(6)?),
-                    wall_time_ms: row.get(7)?,
+            let names = StoredCollection::all(conn)?;
+            let name_of = |id| {
+                let known = names.iter().find(|known| known.id == id).map(|k| k.name.clone());
+                known.ok_or_else(|| {
+                    LogError::Damaged("a row of quarantine has no collection".into())
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            };
+            let listed = StoredAside::all(conn)?.into_iter().map(|stored| {
+                Ok(Quarantined {
+                    collection: name_of(stored.collection)?,
+                    shown_id: stored.shown_id,
+                    has_key: stored.has_key,
+                    reason: stored.reason,
+                    size: stored.size,
+                    position: stored.position,
+                    wall_time_ms: stored.wall_time_ms,
+                })
+            });
+            let mut listed = listed.collect::<Result<Vec<_>, LogError>>()?;
+            // By key within a collection they are already.
+            listed.sort_by(|a, b| a.collection.cmp(&b.collection));
+            Ok(listed)
         })
     }
-}
-
-/// A log that no server of this version has written has none.
-fn has_table(conn: &Connection) -> Result<bool, LogError> {
-    let found = conn
-        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'quarantine'", [], |_| Ok(()))
-        .optional()?;
-    Ok(found.is_some())
 }

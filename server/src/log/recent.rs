@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use super::postings::{Runs, sealed};
 use super::record::{StoredRow, channel_ids, select_rows};
@@ -133,14 +133,14 @@ impl Recent {
     pub(super) fn rebuild(conn: &Connection, indexed_seq: u64) -> Result<Self, LogError> {
         let mut recent = Self::default();
         let mut select = conn.prepare(select_rows!("WHERE seq > ?1 ORDER BY seq"))?;
-        let mut before = conn.prepare("SELECT channels FROM changes WHERE seq = ?1")?;
+        let mut before = conn.prepare(select_rows!("WHERE seq = ?1"))?;
         let mut rows = select.query([indexed_seq.cast_signed()])?;
         while let Some(row) = rows.next()? {
             let row = StoredRow::read(row)?;
-            let previous = row.previous.cast_signed();
-            let before: Option<Vec<u8>> =
-                before.query_row([previous], |row| row.get(0)).optional()?;
-            recent.post(row.seq, &before.unwrap_or_default(), row.channels)?;
+            let mut found = before.query([row.previous.cast_signed()])?;
+            let previous = found.next()?.map(StoredRow::read).transpose()?;
+            let before = previous.map_or(&[][..], |previous| previous.channels);
+            recent.post(row.seq, before, row.channels)?;
             recent.set_latest(row.collection, &row.key()?, row.seq);
         }
         Ok(recent)

@@ -10,10 +10,12 @@
 //! | `collections` | a collection and how far its copy has come | id |
 //! | `followed` | a collection that is followed, and its rules | collection |
 //! | `unsettled` | a stretch of the log in which a copy of a collection was under way | collection, first `seq` |
+//! | `gaps` | the cluster times of such a stretch | collection, first time |
 //! | `quarantine` | a document that can't be carried, for the operator | collection, sort key or digest |
 //!
 //! Numbers without sign (cluster times, hashes) are stored as the `i64` of the same bits and are
-//! never compared by SQL.
+//! never compared by SQL. Every row but the index's (`latest`, `channels`) carries a checksum of all it
+//! holds; an index entry is believed only as far as the row that it leads to agrees.
 
 use std::path::{Path, PathBuf};
 
@@ -22,12 +24,12 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::check::{check_all, check_index};
 use super::state::LogState;
-use super::{LogError, followed, wal};
+use super::{LogError, followed, stretches, wal};
 
 /// Marks the file as ours (`PRAGMA application_id`): "TIDE".
 const APPLICATION_ID: i32 = 0x5449_4445;
 /// The version of the tables (`PRAGMA user_version`).
-const FORMAT_VERSION: i32 = 3;
+const FORMAT_VERSION: i32 = 4;
 /// The writer's page cache, KiB.
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.
@@ -96,11 +98,7 @@ CREATE TABLE collections (
     rules INTEGER NOT NULL DEFAULT 0,
     checksum INTEGER NOT NULL
 );
-";
-
-/// Came later than the others: a log without it is an older one in which nothing is set aside.
-const QUARANTINE_TABLE: &str = "
-CREATE TABLE IF NOT EXISTS quarantine (
+CREATE TABLE quarantine (
     collection INTEGER NOT NULL,
     key BLOB NOT NULL,
     shown_id TEXT NOT NULL,
@@ -110,6 +108,7 @@ CREATE TABLE IF NOT EXISTS quarantine (
     cluster_time INTEGER NOT NULL,
     ordinal INTEGER NOT NULL,
     wall_time INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
     PRIMARY KEY (collection, key)
 ) WITHOUT ROWID;
 ";
@@ -149,7 +148,6 @@ pub(super) fn open_to_write(dir: &Path, source: &str) -> Result<Connection, LogE
         create(&conn, &path, source)?;
     }
     check(&conn, &path)?;
-    conn.execute_batch(QUARANTINE_TABLE).map_err(|error| unreadable(&path, error))?;
     if suspect {
         tracing::warn!("the log's write-ahead log is not whole: all of the log is looked through");
         check_all(&conn)?;
@@ -171,7 +169,8 @@ fn create(conn: &Connection, path: &Path, source: &str) -> Result<(), LogError> 
     }
     conn.execute_batch("BEGIN IMMEDIATE")?;
     conn.execute_batch(TABLES)?;
-    conn.execute_batch(followed::TABLES)?;
+    conn.execute_batch(followed::TABLE)?;
+    conn.execute_batch(stretches::TABLES)?;
     LogState::new(source).write(conn)?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", FORMAT_VERSION)?;

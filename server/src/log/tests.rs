@@ -4,6 +4,7 @@
 mod beside;
 mod damage;
 mod edges;
+mod rebuild;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -18,6 +19,7 @@ use tidewire_protocol::{Position, ResyncReason};
 use super::*;
 
 const COLLECTIONS: [&str; 3] = ["users", "plans", "invoices"];
+const RULES: &str = "rules";
 const CHANNELS: [&str; 5] = ["everyone", "user:1", "user:2", "role:admin", "role:agent"];
 
 /// By collection and `_id`: the number that each document holds.
@@ -106,6 +108,12 @@ impl Source {
         let dir = tempfile::tempdir().unwrap();
         let (mut writer, reader) = Writer::open(dir.path(), &options()).unwrap();
         writer.set_tail(TailState { resume_token: None, high_water: 1 << 32 }).unwrap();
+        for name in COLLECTIONS {
+            let collection = writer.collection(name).unwrap();
+            writer.follow(collection, RULES).unwrap();
+            let finished = CopyState { finished: true, ..CopyState::default() };
+            writer.set_copy_state(collection, finished).unwrap();
+        }
         writer.commit().unwrap();
         let model = Arc::new(RwLock::new(Model { changes: Vec::new(), through: 1 << 32 }));
         Self { dir, writer: Some(writer), reader, model, time: 1 << 32, number: 0 }
@@ -165,36 +173,7 @@ impl Source {
     }
 
     fn append(&mut self, changes: &[Known]) {
-        let writer = self.writer();
-        for change in changes {
-            let collection = writer.collection(COLLECTIONS[change.collection]).unwrap();
-            let tombstone = rawdoc! { "_id": change.id };
-            let key = sort_key(tombstone.get("_id").unwrap().unwrap());
-            let (body, channels) = match &change.state {
-                Some((document, channels)) => {
-                    let document = RawDocument::from_bytes(document).unwrap();
-                    let channels = match change.as_before {
-                        true => Channels::AsBefore,
-                        false => Channels::Named(channels),
-                    };
-                    (Body::Upsert(document), channels)
-                }
-                None => (Body::Delete(&tombstone), Channels::Named(&[])),
-            };
-            if change.id % 2 == 0 {
-                writer.latest(collection, &key).unwrap();
-            }
-            let new = NewChange {
-                position: change.position,
-                wall_time_ms: 0,
-                collection,
-                key: &key,
-                body,
-                channels,
-                rules: 0,
-            };
-            writer.append(&new).unwrap();
-        }
+        append(self.writer(), changes);
     }
 
     fn reopen(&mut self) {
@@ -207,6 +186,38 @@ impl Source {
         let before = Position::new(self.time - (rng.random_range(0_u64..60) << 20), 0);
         let visits = rng.random_range(1..200);
         while self.writer().compact(before, visits).unwrap().more {}
+    }
+}
+
+fn append(writer: &mut Writer, changes: &[Known]) {
+    for change in changes {
+        let collection = writer.collection(COLLECTIONS[change.collection]).unwrap();
+        let tombstone = rawdoc! { "_id": change.id };
+        let key = sort_key(tombstone.get("_id").unwrap().unwrap());
+        let (body, channels) = match &change.state {
+            Some((document, channels)) => {
+                let document = RawDocument::from_bytes(document).unwrap();
+                let channels = match change.as_before {
+                    true => Channels::AsBefore,
+                    false => Channels::Named(channels),
+                };
+                (Body::Upsert(document), channels)
+            }
+            None => (Body::Delete(&tombstone), Channels::Named(&[])),
+        };
+        if change.id % 2 == 0 {
+            writer.latest(collection, &key).unwrap();
+        }
+        let new = NewChange {
+            position: change.position,
+            wall_time_ms: 0,
+            collection,
+            key: &key,
+            body,
+            channels,
+            rules: 0,
+        };
+        writer.append(&new).unwrap();
     }
 }
 

@@ -391,7 +391,7 @@ impl Writer {
     }
 
     /// The numbers of channels, as a row holds them.
-    fn channel_numbers(
+    pub(super) fn channel_numbers(
         &mut self,
         collection: CollectionId,
         names: &[String],

@@ -146,7 +146,7 @@ impl Restore {
 
 /// Every change that matches its checksum is kept, at its position; the damaged file is set aside, not
 /// removed. At the next start the server compares every collection with MongoDB and appends what is
-/// different; then it serves, and clients go on from the cursors that they have.
+/// different; clients go on from the cursors that they have, unless this says that they can't.
 #[derive(Args, Debug)]
 pub(in crate::command) struct Rebuild {
     #[command(flatten)]
@@ -177,6 +177,16 @@ impl Rebuild {
             rebuilt.lost,
             rebuilt.aside.display()
         );
+        if let Some(cut) = rebuilt.cut {
+            println!(
+                "it ends at {cut}: what follows could not be told apart, and comes from MongoDB again"
+            );
+        }
+        if !rebuilt.cursors_go_on {
+            println!(
+                "who was told what is lost is not known: clients start again, beside their data"
+            );
+        }
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::rebuild::{Outcomes, rebuild_it};
 use super::*;
 
 /// Damaged files, each with up to eight flipped bits; `TIDEWIRE_TEST_FLIPS` for more.
@@ -11,7 +12,7 @@ const READERS: usize = 3;
 
 /// A log's two files as bytes.
 #[derive(Clone)]
-struct Image {
+pub(super) struct Image {
     main: Vec<u8>,
     wal: Option<Vec<u8>>,
 }
@@ -22,7 +23,7 @@ impl Image {
         Self { main, wal: std::fs::read(dir.join("log.db-wal")).ok() }
     }
 
-    fn put(&self, dir: &Path) {
+    pub(super) fn put(&self, dir: &Path) {
         std::fs::write(dir.join("log.db"), &self.main).unwrap();
         if let Some(wal) = &self.wal {
             std::fs::write(dir.join("log.db-wal"), wal).unwrap();
@@ -42,13 +43,13 @@ impl Image {
 }
 
 /// What readers knew before the damage.
-struct Before {
-    model: Arc<RwLock<Model>>,
-    readers: Vec<(MyView, Since, Documents, Position)>,
+pub(super) struct Before {
+    pub(super) model: Arc<RwLock<Model>>,
+    pub(super) readers: Vec<(MyView, Since, Documents, Position)>,
 }
 
 /// A log with a history, as it lies on the disk when its server is killed and when it is stopped.
-fn log(rng: &mut StdRng) -> (Before, [Image; 2]) {
+pub(super) fn log(rng: &mut StdRng) -> (Before, [Image; 2]) {
     let mut source = Source::new();
     let mut followers: Vec<Follower> = (0..READERS).map(|_| Follower::new(rng)).collect();
     for round in 0..60 {
@@ -80,12 +81,11 @@ struct Counts {
     at_open: usize,
     at_read: usize,
     harmless: usize,
-    rebuilt: usize,
-    set_aside: usize,
+    rebuilt: Outcomes,
 }
 
 /// Reads to the end; what was found on the way.
-fn read_on(
+pub(super) fn read_on(
     follower: &mut Follower,
     source: (&Reader, &RwLock<Model>),
     rng: &mut StdRng,
@@ -134,25 +134,6 @@ fn read_all(dir: &Path, before: &Before, rng: &mut StdRng, counts: &mut Counts) 
     is_found
 }
 
-/// A rebuild keeps what is whole, or says that nothing can be kept; either leaves a log that opens.
-fn rebuild_it(dir: &Path, counts: &mut Counts) {
-    match rebuild(dir, &mut |_, _| {}) {
-        Ok(rebuilt) => {
-            counts.rebuilt += 1;
-            assert!(rebuilt.aside.exists());
-            let checked = check(&dir.join("log.db"), &mut |_, _, _| {}).unwrap();
-            assert_eq!(checked.findings, [""; 0]);
-            assert_eq!(checked.changes, rebuilt.kept);
-        }
-        Err(error) => {
-            assert!(error.is_damage(), "{error}: {error:?}");
-            set_aside(dir).unwrap();
-            counts.set_aside += 1;
-        }
-    }
-    drop(Writer::open(dir, &options()).unwrap());
-}
-
 #[test]
 fn flipped_bytes_are_found_at_open_or_at_read_and_nothing_wrong_is_served() {
     let seed =
@@ -177,11 +158,11 @@ fn flipped_bytes_are_found_at_open_or_at_read_and_nothing_wrong_is_served() {
             image.put(dir.path());
             let checked = check(&dir.path().join("log.db"), &mut |_, _, _| {}).unwrap();
             assert!(checked.findings_total > 0, "what a reader found, a check does not");
-            rebuild_it(dir.path(), &mut counts);
+            rebuild_it(dir.path(), &before, &mut rng, &mut counts.rebuilt);
         }
     }
     println!("{counts:?}");
-    assert!(counts.at_open > 0 && counts.at_read > 0 && counts.rebuilt > 0, "{counts:?}");
+    assert!(counts.at_open > 0 && counts.at_read > 0 && counts.rebuilt.done > 0, "{counts:?}");
 }
 
 #[test]
@@ -196,8 +177,9 @@ fn an_undamaged_log_has_no_findings_at_any_moment() {
             assert_eq!(checked.findings, [""; 0]);
             let mut counts = Counts::default();
             assert!(!read_all(dir.path(), &before, &mut rng, &mut counts));
-            rebuild_it(dir.path(), &mut counts);
-            assert_eq!(counts.rebuilt, 1);
+            let mut outcomes = Outcomes::default();
+            rebuild_it(dir.path(), &before, &mut rng, &mut outcomes);
+            assert_eq!(outcomes, Outcomes { done: 1, ..Outcomes::default() });
         }
     }
 }
@@ -205,12 +187,12 @@ fn an_undamaged_log_has_no_findings_at_any_moment() {
 #[test]
 fn a_log_that_was_found_damaged_is_refused_until_it_is_rebuilt() {
     let mut rng = StdRng::seed_from_u64(3);
-    let (_, [_, image]) = log(&mut rng);
+    let (before, [_, image]) = log(&mut rng);
     let dir = tempfile::tempdir().unwrap();
     image.put(dir.path());
     mark_damaged(dir.path(), "change 7 does not match its checksum").unwrap();
     let error = Writer::open(dir.path(), &options()).unwrap_err();
     assert!(matches!(error, LogError::NeedsRebuild { .. }), "{error}");
     assert!(error.to_string().contains("tidewire-ops log rebuild"), "{error}");
-    rebuild_it(dir.path(), &mut Counts::default());
+    rebuild_it(dir.path(), &before, &mut rng, &mut Outcomes::default());
 }

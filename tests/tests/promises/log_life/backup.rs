@@ -1,12 +1,20 @@
 //! A backup of a running server's log, and a restore that clients go on from.
 
+use std::sync::atomic::Ordering;
+
+use bson::{Document, doc};
+
 use super::{COLLECTIONS, Load, PATIENCE, Pages, ops_done, plan, text};
 use tidewire_tests::harness::{Claims, Client, Server, ServerOptions, mongo, must_equal, seed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_go_on_from_a_restored_backup_and_miss_nothing() {
     let mongo = mongo().await;
+    // So much that a backup takes a while, and writers that never rest meanwhile.
+    let many = (0..30_000).map(|n| doc! { "_id": 1_000_000 + n, "text": "x".repeat(1_000) });
+    mongo.db.collection::<Document>("invoices").insert_many(many).await.expect("insert");
     let load = Load::start(&mongo, seed()).await;
+    let beside = [Load::start(&mongo, seed() + 1).await, Load::start(&mongo, seed() + 2).await];
     let mut server = Server::start(ServerOptions::following(&mongo, &COLLECTIONS)).await;
     let token = server.token(&Claims::of("ann"));
     let mut client = Client::new(&server.url(), &token);
@@ -15,8 +23,20 @@ async fn clients_go_on_from_a_restored_backup_and_miss_nothing() {
     load.more(100).await;
 
     let file = server.data_dir().with_file_name("backup.db");
+    let (before, began) = (load.commits.load(Ordering::Relaxed), pages.head(&server, &token).await);
     ops_done(&["log", "backup", "--data-dir", text(&server.data_dir()), "--to", text(&file)]);
-    assert!(ops_done(&["log", "check", "--file", text(&file)]).contains("whole"));
+    let (written, ended) =
+        (load.commits.load(Ordering::Relaxed) - before, pages.head(&server, &token).await);
+    let said = ops_done(&["log", "check", "--file", text(&file)]);
+    assert!(said.contains("whole"), "{said}");
+    println!("{written} commits of one of three writers during the backup");
+    // It is of one moment, which was while it was made.
+    let head = said.split_whitespace().last().expect("its head");
+    assert!(began.as_str() <= head && head <= ended.as_str(), "{began} ≤ {head} ≤ {ended}");
+    assert!(written > 0, "writes went on");
+    for load in beside {
+        load.end().await;
+    }
     assert!(!file.with_file_name("backup.db-wal").exists(), "one file is all of it");
 
     // Both clients come to be ahead of what the backup holds, one of them within a commit's page.

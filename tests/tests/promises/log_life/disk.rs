@@ -2,7 +2,7 @@
 //! goes on by itself.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bson::{Document, doc};
 use tidewire_ops::temporary::Temporary;
@@ -32,6 +32,57 @@ impl Disk {
         None
     }
 
+    /// An ext4 of its own in a file, that turns read-only by itself when it finds an error. `None`, said
+    /// loudly, where we may not mount.
+    fn that_fails() -> Option<Self> {
+        let dir = Temporary::new("disk").expect("a folder");
+        let disk = Self { dir };
+        std::fs::create_dir(disk.mounted()).expect("a folder");
+        let image = std::fs::File::create(disk.image()).expect("a file");
+        image.set_len(256 << 20).expect("a sparse file");
+        let made = Command::new("mkfs.ext4").arg("-q").arg(disk.image()).status();
+        if made.is_ok_and(|status| status.success()) && disk.mount() {
+            return Some(disk);
+        }
+        eprintln!("SKIPPED: a disk that fails needs root, a loop device and ext4");
+        None
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    fn mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop,errors=remount-ro"]).arg(self.image()).arg(self.mounted());
+        mount.status().is_ok_and(|status| status.success())
+    }
+
+    /// An error is found: from now on nothing can be written, and what is not on the disk by now never is.
+    fn fail(&self) {
+        let synced = Command::new("sync").arg("-f").arg(self.mounted()).status().expect("sync");
+        assert!(synced.success(), "what was written so far is there");
+        let mut findmnt = Command::new("findmnt");
+        let found = findmnt.args(["-no", "SOURCE"]).arg(self.mounted()).output().expect("findmnt");
+        let device = String::from_utf8(found.stdout).expect("a device");
+        let device = Path::new(device.trim()).file_name().expect("a device").to_owned();
+        let trigger = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
+        std::fs::write(trigger, "1").expect("an error");
+    }
+
+    /// What an operator does about it.
+    fn mend(&self) {
+        let unmounted = Command::new("umount").arg(self.mounted()).status().expect("umount");
+        assert!(unmounted.success(), "nothing holds the disk any more");
+        let checked = Command::new("e2fsck").args(["-fy"]).arg(self.image()).output();
+        assert!(checked.expect("e2fsck").status.code().is_some_and(|code| code <= 1), "mended");
+        assert!(self.mount(), "mounted again");
+    }
+
     fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
         let mut mount = Command::new("mount");
@@ -46,7 +97,10 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+        for path in [self.dir.path(), &self.mounted()] {
+            let mut umount = Command::new("umount");
+            let _ = umount.arg("-l").arg(path).stderr(Stdio::null()).status();
+        }
     }
 }
 
@@ -124,6 +178,37 @@ async fn a_full_disk_stops_the_tail_alone_and_room_lets_it_go_on() {
     server.launch();
     server.ready().await;
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_turns_read_only_stops_the_tail_alone_and_the_mended_one_goes_on() {
+    let Some(disk) = Disk::that_fails() else { return };
+    let mongo = mongo().await;
+    insert(&mongo, 0, 100).await;
+    let mut options = ServerOptions::following(&mongo, &COLLECTIONS);
+    options.data_dir = Some(disk.mounted().join("data"));
+    options.expected_errors = vec!["capture stopped for now".into()];
+    let mut server = Server::start(options).await;
+    let token = server.token(&Claims::of("ann"));
+    let mut client = Client::new(&server.url(), &token);
+    client.start();
+    client.reaches(&insert(&mongo, 100, 100).await, PATIENCE).await;
+    disk.fail();
+    let from = until_unwritable(&mongo, &server, "", 200).await;
+    let (status, page) = server.pull(&token, "since=0&limit=5").await;
+    assert_eq!((status, &page["count"]), (200, &serde_json::json!(5)));
+    // Such a disk is written again only when it was mended: the server is stopped for that.
+    assert_eq!(server.stop().await.code(), Some(0));
+    disk.mend();
+    check_log(&server.data_dir());
+    server.launch();
+    server.ready().await;
+    client.reaches(&insert(&mongo, from, 10).await, PATIENCE).await;
+    must_equal(&mongo.db, &plan(), &client.db()).await;
+    assert!(!client.log_text().contains("resync"), "{}", client.log_text());
+    client.stop().await;
+    assert_eq!(server.stop().await.code(), Some(0));
+    check_log(&server.data_dir());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::ClientSession;
+use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidewire_ops::verify::Plan;
@@ -49,8 +50,16 @@ impl Load {
         let writer = tokio::spawn(async move {
             let mut rng = StdRng::seed_from_u64(seed);
             while !stopped.is_cancelled() {
-                write(&database, &mut session, &mut rng).await.expect("write");
-                counter.fetch_add(1, Ordering::Relaxed);
+                match write(&database, &mut session, &mut rng).await {
+                    Ok(()) => counter.fetch_add(1, Ordering::Relaxed),
+                    // Another writer was there first.
+                    Err(error) if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => {
+                        // The server has ended it already, where it was the commit that failed.
+                        let _ = session.abort_transaction().await;
+                        continue;
+                    }
+                    Err(error) => panic!("write: {error}"),
+                };
             }
             time_of(&session)
         });
@@ -144,6 +153,13 @@ impl Pages {
         self.cursor = page["cursor"].as_str().expect("a cursor").to_owned();
         let checkpoint = page["checkpoint"].as_str().expect("a checkpoint").to_owned();
         Some((checkpoint, page["hasMore"] == true))
+    }
+
+    /// The server's head; nothing is read.
+    async fn head(&self, server: &Server, token: &str) -> String {
+        let (status, page) = server.pull(token, "since=0&limit=1").await;
+        assert_eq!(status, 200, "{page}");
+        page["checkpoint"].as_str().expect("a checkpoint").to_owned()
     }
 
     /// Reads on until nothing is left before `position`.
