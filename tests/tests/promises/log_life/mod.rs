@@ -125,13 +125,15 @@ async fn write(
 /// A client that pulls and never starts again: a 410 fails the test.
 struct Pages {
     cursor: String,
+    /// What was read is a state of the source.
+    complete: bool,
     rows: BTreeMap<(String, String), String>,
     limit: u32,
 }
 
 impl Pages {
     fn new(limit: u32) -> Self {
-        Self { cursor: "0".into(), rows: BTreeMap::new(), limit }
+        Self { cursor: "0".into(), complete: false, rows: BTreeMap::new(), limit }
     }
 
     /// Reads one page; its checkpoint and whether there is more. `None`: not now.
@@ -151,6 +153,7 @@ impl Pages {
             };
         }
         self.cursor = page["cursor"].as_str().expect("a cursor").to_owned();
+        self.complete = page["complete"] == true;
         let checkpoint = page["checkpoint"].as_str().expect("a checkpoint").to_owned();
         Some((checkpoint, page["hasMore"] == true))
     }
@@ -162,12 +165,14 @@ impl Pages {
         page["checkpoint"].as_str().expect("a checkpoint").to_owned()
     }
 
-    /// Reads on until nothing is left before `position`.
+    /// Reads on until nothing is left before `position`, and what was read is complete.
     async fn reach(&mut self, server: &Server, token: &str, position: &str) {
         let until = tokio::time::Instant::now() + PATIENCE;
         loop {
             match self.step(server, token).await {
-                Some((checkpoint, false)) if checkpoint.as_str() >= position => return,
+                Some((checkpoint, false)) if checkpoint.as_str() >= position && self.complete => {
+                    return;
+                }
                 Some(_) => {}
                 None => tokio::time::sleep(Duration::from_millis(50)).await,
             }
