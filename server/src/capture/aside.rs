@@ -3,11 +3,13 @@
 
 use bson::raw::RawDocument;
 use tidewire_protocol::Position;
+use tidewire_protocol::key::mongo_id;
 
 use super::apply::Place;
 use super::quarantine::{Defect, Known};
+use super::reads::id_document;
 use super::tail::Tail;
-use crate::log::{CollectionId, Latest, LogError, NewAside, QUARANTINE_MAX};
+use crate::log::{CollectionId, Latest, LogError, NewAside, QUARANTINE_MAX, Writer};
 
 impl Tail {
     /// Sets a document aside, of `size` bytes (0: not known). `document` is the document or its key.
@@ -94,6 +96,21 @@ impl Tail {
         }
     }
 
+    /// A document that was set aside elsewhere, with what is known of it.
+    pub(super) fn set_aside_again(
+        &mut self,
+        at: Place,
+        key: &[u8],
+        aside: &RawDocument,
+    ) -> Result<(), LogError> {
+        let collection = self.tracked[at.collection].id;
+        let reason = aside.get_str("reason").unwrap_or_default();
+        let size = usize::try_from(aside.get_i64("size").unwrap_or(0)).unwrap_or(0);
+        let again = self.new_aside(at, collection, reason, size);
+        self.dirty = true;
+        set_aside_again(&mut self.writer, &again, key, aside)
+    }
+
     fn new_aside<'a>(
         &self,
         at: Place,
@@ -137,6 +154,17 @@ impl Tail {
         }
         Ok(())
     }
+}
+
+/// Puts a document that is set aside already into another place, where `aside` is what the log has of it.
+pub(super) fn set_aside_again(
+    writer: &mut Writer,
+    again: &NewAside<'_>,
+    key: &[u8],
+    aside: &RawDocument,
+) -> Result<(), LogError> {
+    let Ok(Some(id)) = aside.get("_id") else { return Ok(()) };
+    writer.set_aside(again, key, &id_document(id), &mongo_id(id))
 }
 
 /// Characters of a key that are logged.

@@ -51,7 +51,7 @@ impl Tail {
         let source = self.tracked[from].id;
         self.each_live(to, |tail, entry, latest| {
             let moved = tail.writer.latest(source, &entry.key)?;
-            if moved.is_some_and(|moved| moved.document.is_some()) {
+            if moved.is_some_and(|moved| moved.held().is_some()) {
                 return Ok(());
             }
             tail.delete_in_commit(to, event, entry, latest)
@@ -64,17 +64,22 @@ impl Tail {
                 let at = tail.place_in_commit(to, event);
                 tail.append_document(at, &entry.key, document)?;
             }
+            if let Some(aside) = &latest.set_aside {
+                let at = tail.place_in_commit(to, event);
+                tail.set_aside_again(at, &entry.key, aside)?;
+            }
             tail.delete_in_commit(from, event, entry, latest)
         })?;
-        for collection in [from, to] {
-            let unknown = self.writer.keep_unknown(self.tracked[collection].id, &HashSet::new())?;
-            self.dirty |= unknown > 0;
-        }
+        self.writer.keep_unknown(self.tracked[to].id, &HashSet::new())?;
+        let unknown = self.writer.keep_unknown(self.tracked[from].id, &HashSet::new())?;
+        self.dirty = true;
         self.is_known_whole(from, event.cluster_time)?;
         self.is_known_whole(to, event.cluster_time)?;
-        // Documents that can't be carried were not moved: their turn comes now.
-        self.owe_check(to);
-        self.walk_on();
+        if unknown > 0 {
+            // Documents whose keys are not known are found where they are now.
+            self.owe_check(to);
+            self.walk_on();
+        }
         Ok(())
     }
 

@@ -7,10 +7,9 @@
 
 use bson::raw::RawDocument;
 use tidewire_protocol::Position;
-use tidewire_protocol::key::mongo_id;
 use tidewire_protocol::payload::write_ejson;
 
-use super::reads::id_document;
+use super::aside::set_aside_again;
 use super::reconcile::place_after;
 use crate::access::channels::{RuleSet, Rules};
 use crate::log::{
@@ -129,7 +128,6 @@ impl Ruled {
         aside: &RawDocument,
         rules: &Rules,
     ) -> Result<(), LogError> {
-        let Ok(Some(id)) = aside.get("_id") else { return Ok(()) };
         let position = self.place(writer);
         let again = NewAside {
             position,
@@ -139,7 +137,7 @@ impl Ruled {
             size: aside.get_i64("size").unwrap_or(0).unsigned_abs(),
             rules: rules.fingerprint(),
         };
-        writer.set_aside(&again, key, &id_document(id), &mongo_id(id))
+        set_aside_again(writer, &again, key, aside)
     }
 
     fn place(&mut self, writer: &Writer) -> Position {

@@ -262,3 +262,34 @@ async fn a_collection_emptied_by_drop_tells_the_quarantined_ones_as_gone_too() {
     assert_eq!((gone, listed(&capture)), (3, vec![]));
     capture.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_takes_the_quarantined_ones_along_in_its_commit() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..5)).await;
+    insert(&mongo.db, "plans", numbered(0..2)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
+    raw.replace_one(doc! { "_id": 1 }, dirty(1)).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    let rename =
+        doc! { "renameCollection": "invoify.invoices", "to": "invoify.plans", "dropTarget": true };
+    mongo.client.database("admin").run_command(rename).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    let found = capture.reader.quarantine().unwrap();
+    let found: Vec<_> =
+        found.iter().map(|q| (q.collection.as_str(), q.shown_id.as_str())).collect();
+    assert_eq!(found, [("plans", "~1")]);
+    let mut told = 0;
+    capture.read(&Since::Cursor(cursor), |position, _, _| {
+        assert!(position.ordinal < Position::RECONCILE_ORDINAL_FIRST, "nothing was looked for");
+        told += 1;
+    });
+    // Four arrive, the fifth is no longer to be had, and five are gone from where they were.
+    assert_eq!(told, 4 + 1 + 5 - 1);
+    assert_eq!(capture.state().len(), 4);
+    capture.stop().await;
+}
