@@ -97,6 +97,8 @@ pub struct Machine {
     held: Option<Failure>,
     resume: Resume,
     collections_due: bool,
+    /// The list of collections is asked for, or being written.
+    listing: bool,
     /// The next wait is polled, not held.
     polling: bool,
     /// Grows with long polls that fail, is gone with one that works.
@@ -107,6 +109,8 @@ pub struct Machine {
     held_short: bool,
     online: bool,
     busy: u32,
+    /// Waits for servers that have not been asked for a cursor which others refuse.
+    refusal_waits: u32,
     error: Option<String>,
     retry: Backoff,
     pace: Backoff,
@@ -134,12 +138,14 @@ impl Machine {
             held: None,
             resume: Resume::default(),
             collections_due: true,
+            listing: false,
             polling: options.poll_only,
             long_poll_doubt: 0,
             probe_after: Duration::ZERO,
             held_short: false,
             online: false,
             busy: 0,
+            refusal_waits: 0,
             error: None,
             retry: backoff(RETRY, 0),
             pace: backoff(PACE, 1),
@@ -262,12 +268,15 @@ impl Machine {
         self.has_more = true;
         self.unapplied = 0;
         self.held = None;
+        self.listing = false;
+        self.refusal_waits = 0;
     }
 
     /// The list of collections first, where it may have changed, then pages.
     fn start(&mut self) -> Vec<Action> {
         if self.collections_due {
             self.doing = Doing::Preparing;
+            self.listing = true;
             return vec![Action::FetchCollections];
         }
         vec![self.pull(Duration::ZERO)]
@@ -301,6 +310,7 @@ impl Machine {
         self.busy = 0;
         self.retry.reset();
         self.servers.worked();
+        self.refusal_waits = 0;
     }
 
     /// The push socket works.
@@ -309,10 +319,13 @@ impl Machine {
         self.polling = self.options.poll_only;
         self.long_poll_doubt = 0;
         self.held_short = false;
-        self.push.reset();
     }
 
     fn collections(&mut self, result: Result<(), Failure>) -> Vec<Action> {
+        if !std::mem::take(&mut self.listing) {
+            // It was asked for before all was begun anew, and is asked for again.
+            return Vec::new();
+        }
         match result {
             // A server that does not tell, or tells nonsense, may still serve pages.
             Ok(()) | Err(Failure::Server { .. } | Failure::Forbidden(_) | Failure::Resync(_)) => {
@@ -335,6 +348,8 @@ impl Machine {
         self.heard();
         if asked == Asked::Listen {
             self.pushed();
+            // A welcome alone proves little: something on the way may cut every socket after it.
+            self.push.reset();
         } else if asked.is_held() {
             self.push_after = self.push_after.saturating_sub(took);
             self.polling = self.options.poll_only;
@@ -440,7 +455,8 @@ impl Machine {
         !self.options.poll_only && self.probe_after.is_zero()
     }
 
-    /// A pull at once; after a sleep also in place of one whose connection may be dead.
+    /// A pull at once, in place of one that the server may hold; after a sleep in place of any, whose
+    /// connection may be dead.
     fn hurry(&mut self, woke: bool) -> Vec<Action> {
         let held = self.in_flight.is_some_and(Asked::is_held);
         self.pushing &= !woke;
@@ -484,6 +500,7 @@ impl Machine {
     fn rebuild(&mut self) -> Vec<Action> {
         let mut actions = self.cancel();
         self.held = None;
+        self.listing = false;
         self.doing = Doing::Preparing;
         self.collections_due = true;
         actions.push(Action::BeginFill);

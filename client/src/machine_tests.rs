@@ -499,14 +499,25 @@ fn every_server_is_asked_for_a_cursor_before_all_is_copied_anew() {
 
 #[test]
 fn what_is_not_complete_waits_for_its_own_server_a_while() {
+    for failure in [unreachable, || busy(20)] {
+        let mut machine = live(several());
+        machine.on(fetched("c2", 5, true, false));
+        machine.on(applied(false));
+        for _ in 0..PARTIAL_PATIENCE_MAX {
+            armed(&machine.on(failed(failure())));
+            assert_eq!(machine.on(Event::Timer), [pull("c2", NONE)]);
+        }
+        gone_elsewhere(machine, failure());
+    }
+    // One that is busy for an hour is not waited for.
     let mut machine = live(several());
     machine.on(fetched("c2", 5, true, false));
     machine.on(applied(false));
-    for _ in 0..PARTIAL_PATIENCE_MAX {
-        armed(&machine.on(failed(unreachable())));
-        assert_eq!(machine.on(Event::Timer), [pull("c2", NONE)]);
-    }
-    assert_eq!(machine.on(failed(unreachable())), [Action::UseServer(1), pull("c2", NONE)]);
+    gone_elsewhere(machine, busy(3_600));
+}
+
+fn gone_elsewhere(mut machine: Machine, failure: Failure) {
+    assert_eq!(machine.on(failed(failure)), [Action::UseServer(1), pull("c2", NONE)]);
     let foreign = failed(Failure::Resync(ResyncReason::ForeignLog));
     assert_eq!(machine.on(foreign), [Action::DropPartial], "back to the last complete one");
     machine.on(Event::Opened(resume("c1")));
@@ -551,4 +562,81 @@ fn a_rebuild_copies_anew_beside_the_old_data() {
     assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
     assert_eq!(machine.state(), State::Resyncing);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+}
+
+#[test]
+fn a_list_of_collections_that_comes_after_a_rebuild_has_begun_is_none_of_its_own() {
+    let mut machine = live(options());
+    machine.on(Event::CollectionsDue);
+    machine.on(fetched("c2", 1, false, true));
+    assert_eq!(machine.on(applied(true)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Rebuild), [Action::BeginFill]);
+    assert_eq!(
+        machine.on(Event::Collections(Ok(()))),
+        [],
+        "what is pulled now follows the old cursor"
+    );
+    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
+    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [], "once");
+}
+
+#[test]
+fn a_socket_that_is_cut_after_every_welcome_is_tried_ever_more_rarely() {
+    let mut machine = pushed();
+    let mut longest = NONE;
+    for _ in 0..12 {
+        assert_eq!(machine.on(failed(unreachable())), [pull("c1", NONE)]);
+        longest = longest.max(machine.push_after);
+        machine.push_after = NONE;
+        machine.on(fetched("c1", 0, false, true));
+        assert_eq!(machine.on(applied(true)), [listen("c1")]);
+        assert_eq!(machine.on(Event::Listening), [listen("c1")]);
+    }
+    assert!(longest >= PUSH.1 / 2, "{longest:?}");
+    machine.on(fetched("c1", 0, false, true));
+    machine.on(applied(true));
+    machine.on(failed(unreachable()));
+    assert!(machine.push_after <= PUSH.0, "a keepalive has come through");
+}
+
+#[test]
+fn a_machine_that_may_only_push_tries_a_blocked_socket_ever_more_rarely() {
+    let mut machine = Machine::new(Options { push_only: true, ..pushing_options() });
+    machine.on(Event::Opened(resume("c0")));
+    machine.on(Event::Collections(Ok(())));
+    let mut delay = NONE;
+    for _ in 0..12 {
+        machine.on(fetched("c1", 0, false, true));
+        assert_eq!(machine.on(applied(true)), [listen("c1")]);
+        delay = armed(&machine.on(failed(unreachable())));
+        machine.passed(delay);
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    }
+    assert!(delay >= PUSH.1 / 2, "{delay:?}");
+}
+
+#[test]
+fn a_server_that_is_started_anew_is_waited_for_before_all_is_copied_from_a_younger_one() {
+    let old = || failed(Failure::Resync(ResyncReason::CursorTooOld));
+    let mut machine = live(Options { servers: 2, ..options() });
+    assert_eq!(machine.on(failed(busy(2))), [Action::UseServer(1), pull("c1", NONE)]);
+    let actions = machine.on(old());
+    assert_eq!(actions[0], Action::UseServer(0), "it has not been asked");
+    machine.passed(armed(&actions));
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    machine.on(fetched("c2", 1, false, true));
+    machine.on(applied(true));
+    assert_eq!(machine.state(), State::Live);
+    // One that is not back after some tries is not waited for any more.
+    let mut machine = live(Options { servers: 2, ..options() });
+    for _ in 0..PARTIAL_PATIENCE_MAX {
+        assert_eq!(machine.on(failed(unreachable())), [Action::UseServer(1), pull("c1", NONE)]);
+        let actions = machine.on(old());
+        machine.passed(armed(&actions));
+        assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    }
+    machine.on(failed(unreachable()));
+    assert_eq!(machine.on(old()), [Action::BeginFill]);
 }

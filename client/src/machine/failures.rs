@@ -20,6 +20,8 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(2);
 /// Failures in a row after which what is not complete is left for another server, which must begin
 /// again from the last complete cursor: longer than a restart takes.
 pub(super) const PARTIAL_PATIENCE_MAX: u32 = 4;
+/// Longest delay of a busy server that is waited for in such a place.
+const PATIENCE_EACH_MAX: Duration = Duration::from_secs(60);
 /// Failures in a row, for each server, after which `--once` gives up: about eight seconds.
 pub(super) const ONCE_ATTEMPTS_MAX: u32 = 5;
 /// Busy answers in a row after which `--once` gives up.
@@ -45,10 +47,15 @@ impl Machine {
 
     /// A server that can still be pulled from is no failure: a rung down, and up again later.
     fn listen_failed(&mut self, failure: Failure) -> Vec<Action> {
-        if self.options.push_only || !failure.is_of_the_way() {
+        if !failure.is_of_the_way() {
             return self.fail(failure);
         }
-        self.push_after = self.push.next_delay();
+        let delay = self.push.next_delay();
+        if self.options.push_only {
+            self.error = Some(failure.to_string());
+            return self.unreachable(failure, delay);
+        }
+        self.push_after = delay;
         vec![self.pull(Duration::ZERO)]
     }
 
@@ -79,26 +86,36 @@ impl Machine {
                 }
                 let delay = retry_after.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX);
                 let pause = self.retry.spread(delay);
+                if delay <= PATIENCE_EACH_MAX && self.waits_for_its_server(self.busy) {
+                    self.doing = Doing::BackingOff;
+                    return vec![Action::Arm(pause)];
+                }
                 self.go_on_after(pause)
             }
             Failure::Unreachable(_) | Failure::Garbage(_) | Failure::Server { .. } => {
-                self.unreachable(failure)
+                self.unreachable(failure, Duration::ZERO)
             }
         }
     }
 
-    fn unreachable(&mut self, failure: Failure) -> Vec<Action> {
+    /// What is not complete is of use to its own server alone, which may be back in a moment.
+    fn waits_for_its_server(&self, attempts: u32) -> bool {
+        self.resume.partial && attempts <= PARTIAL_PATIENCE_MAX
+    }
+
+    /// The next try is no sooner than after `least`.
+    fn unreachable(&mut self, failure: Failure, least: Duration) -> Vec<Action> {
         if self.long_poll_doubt >= LONG_POLL_DOUBT_MAX {
             self.polling = true;
             self.probe_after = self.probe.next_delay();
         }
         self.online = false;
-        let delay = self.retry.next_delay();
+        let delay = self.retry.next_delay().max(least);
         let servers = u32::try_from(self.servers.count()).unwrap_or(u32::MAX);
         if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX.saturating_mul(servers) {
             return self.give_up(Outcome::Unreachable(failure));
         }
-        if self.resume.partial && self.retry.attempts() <= PARTIAL_PATIENCE_MAX {
+        if self.waits_for_its_server(self.retry.attempts()) {
             self.doing = Doing::BackingOff;
             return vec![Action::Arm(delay)];
         }
@@ -110,6 +127,10 @@ impl Machine {
     fn go_on_after(&mut self, pause: Duration) -> Vec<Action> {
         let before = self.servers.current();
         let turn = self.servers.failed(pause);
+        self.take_turn(turn, before)
+    }
+
+    fn take_turn(&mut self, turn: Turn, before: usize) -> Vec<Action> {
         let mut actions = self.turned_from(before);
         match turn {
             Turn::Now => actions.extend(self.start()),
@@ -135,12 +156,15 @@ impl Machine {
         }
         // Another server's log may reach back to it.
         let before = self.servers.current();
-        if self.servers.refused() {
-            let mut actions = self.turned_from(before);
-            actions.extend(self.start());
-            return actions;
-        }
-        self.prepare(Action::BeginFill)
+        let patience = match self.refusal_waits < PARTIAL_PATIENCE_MAX {
+            true => PATIENCE_EACH_MAX,
+            false => Duration::ZERO,
+        };
+        let Some(turn) = self.servers.refused(patience) else {
+            return self.prepare(Action::BeginFill);
+        };
+        self.refusal_waits += u32::from(turn != Turn::Now);
+        self.take_turn(turn, before)
     }
 
     fn prepare(&mut self, action: Action) -> Vec<Action> {

@@ -67,15 +67,18 @@ impl Servers {
         Turn::In(self.left(self.current))
     }
 
-    /// The current one can't go on with the cursor: whether another one is asked before all is copied
-    /// anew. If none is, the turn stays here.
-    pub(super) fn refused(&mut self) -> bool {
+    /// The current one can't go on with the cursor: the turn of another one that has not refused it and
+    /// may be asked within `patience`. `None`: all is to be copied anew, and the turn stays here.
+    pub(super) fn refused(&mut self, patience: Duration) -> Option<Turn> {
         self.seats[self.current].refused = true;
-        let next = self.others().find(|&at| self.left(at).is_zero() && !self.seats[at].refused);
-        if let Some(next) = next {
-            self.current = next;
+        let others = self.others().filter(|&at| !self.seats[at].refused);
+        let next = others.min_by_key(|&at| self.left(at))?;
+        let left = self.left(next);
+        if left > patience {
+            return None;
         }
-        next.is_some()
+        self.current = next;
+        Some(if left.is_zero() { Turn::Now } else { Turn::In(left) })
     }
 
     /// All but the current one, beginning with the one after it.
@@ -111,19 +114,21 @@ mod tests {
     #[test]
     fn a_cursor_is_refused_by_all_before_it_is_given_up() {
         let mut servers = Servers::new(2);
-        assert!(servers.refused());
+        assert_eq!(servers.refused(SECOND), Some(Turn::Now));
         assert_eq!(servers.current(), 1);
-        assert!(!servers.refused(), "both have refused it");
+        assert_eq!(servers.refused(SECOND), None, "both have refused it");
         servers.forget_refusals();
-        assert!(servers.refused(), "another cursor, another question");
+        assert_eq!(servers.refused(SECOND), Some(Turn::Now), "another cursor, another question");
         servers.failed(SECOND);
         assert_eq!(servers.current(), 1);
+        assert_eq!(servers.refused(SECOND / 2), None, "the other one pauses for too long");
+        assert_eq!((servers.refused(SECOND), servers.current()), (Some(Turn::In(SECOND)), 0));
     }
 
     #[test]
     fn a_single_server_is_asked_after_its_pause() {
         let mut servers = Servers::new(1);
         assert_eq!(servers.failed(SECOND), Turn::In(SECOND));
-        assert!(!servers.refused());
+        assert_eq!(servers.refused(SECOND), None);
     }
 }
