@@ -18,7 +18,7 @@ use crate::config::{Config, ConfigError, LogConfig};
 use crate::log::{self, LogError, LogOptions, Reader, Writer};
 use crate::metrics::Metrics;
 use crate::scrub::{self, Scrub};
-use crate::serve::{self, Parts};
+use crate::serve::{self, Parts, Rate};
 use crate::status::{self, CopyProgress, StatusReceiver, StatusSender};
 
 /// All that was begun must be finished within this time after a signal; the contract says 10 s.
@@ -112,7 +112,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let origins = config.http.allowed_origins.clone();
     let watched = reader.clone();
     let parts = Parts::new(reader, rules, verifier, receiver, metrics, stop.clone(), origins)
-        .with_scrubs(asked);
+        .with_scrubs(asked)
+        .with_rate(Rate {
+            per_second: config.http.requests_per_second,
+            burst: config.http.requests_burst,
+        });
     tokio::spawn(scrub.run(scrubs, stop.clone()));
     let served = serve_both(listener, admin_listener, Arc::new(parts));
     let dir = &config.log.dir;

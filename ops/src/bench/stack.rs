@@ -197,6 +197,8 @@ dir = "{dir}"
 [http]
 listen = "127.0.0.1:{listen}"
 admin_listen = "127.0.0.1:{admin}"
+requests_per_second = 1000000
+requests_burst = 1000000
 [auth]
 hs256_secret = "{SECRET}"
 [access]

@@ -18,6 +18,9 @@ const RETENTION_DEFAULT: &str = "7d";
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 const LISTEN_DEFAULT: &str = "127.0.0.1:8787";
 const ADMIN_LISTEN_DEFAULT: &str = "127.0.0.1:8788";
+/// Of one subject: its machines and windows, many times over; at once as many as it may have sockets.
+const REQUESTS_PER_SECOND_DEFAULT: u32 = 100;
+const REQUESTS_BURST_DEFAULT: u32 = 1_000;
 const DATA_DIR_DEFAULT: &str = "tidewire-data";
 /// Often enough to find what was damaged within the retention.
 const SCRUB_EVERY_DEFAULT: &str = "7d";
@@ -64,6 +67,8 @@ struct Http {
     listen: Option<String>,
     admin_listen: Option<String>,
     allowed_origins: Vec<String>,
+    requests_per_second: Option<u32>,
+    requests_burst: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -236,8 +241,23 @@ fn check_http(file: Http, flags: &Flags, findings: &mut Findings) -> Option<Http
             ));
         }
     }
-    let allowed_origins = file.allowed_origins;
-    Some(HttpConfig { listen: listen?, admin_listen: admin_listen?, allowed_origins })
+    let mut rate = |name, asked: Option<u32>, default| {
+        findings.take(name, asked.map_or(Ok(default), at_least_one))
+    };
+    let per_second =
+        rate("http.requests_per_second", file.requests_per_second, REQUESTS_PER_SECOND_DEFAULT);
+    let burst = rate("http.requests_burst", file.requests_burst, REQUESTS_BURST_DEFAULT);
+    Some(HttpConfig {
+        listen: listen?,
+        admin_listen: admin_listen?,
+        allowed_origins: file.allowed_origins,
+        requests_per_second: per_second?,
+        requests_burst: burst?,
+    })
+}
+
+fn at_least_one(number: u32) -> Result<u32, String> {
+    if number == 0 { Err("must be at least 1".to_owned()) } else { Ok(number) }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -76,6 +76,10 @@ pub struct HttpConfig {
     pub admin_listen: SocketAddr,
     /// Origins whose pages may open a push socket.
     pub allowed_origins: Vec<String>,
+    /// Requests a second that one subject may make in the long run; at least 1.
+    pub requests_per_second: u32,
+    /// Requests that it may make at once after a rest; at least 1.
+    pub requests_burst: u32,
 }
 
 /// How a token proves itself.

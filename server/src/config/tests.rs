@@ -35,6 +35,7 @@ fn a_good_file_is_taken_and_the_rest_is_default() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:8787");
     assert_eq!(config.http.admin_listen.to_string(), "127.0.0.1:8788");
+    assert_eq!((config.http.requests_per_second, config.http.requests_burst), (100, 1_000));
     assert_eq!(config.log.dir, Path::new("tidewire-data"));
     assert_eq!(config.log.retention, Duration::from_secs(7 * 86_400));
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -152,6 +153,8 @@ fn values_that_cannot_be_used_are_refused_with_their_key() {
     refused("[auth]", "[log]\nretention = \"0s\"\n[auth]", &["log.retention", "at least 1s"]);
     refused("[auth]", "[http]\nlisten = \"8787\"\n[auth]", &["http.listen", "127.0.0.1:8787"]);
     refused("[auth]", "[http]\nadmin_listen = \"127.0.0.1:8787\"\n[auth]", &["http.admin_listen"]);
+    refused("[auth]", "[http]\nrequests_burst = 0\n[auth]", &["http.requests_burst", "least 1"]);
+    refused("[auth]", "[http]\nrequests_per_second = -1\n[auth]", &["line ", "expected u32"]);
     refused("[auth]", "[http]\nallowed_origins = [\"*\"]\n[auth]", &["http.allowed_origins"]);
     refused("user:{userId}", "user:{userId", &["collections.invoices.channels", "{ without"]);
     refused("user:{sub}", "user:{}", &["access.grants"]);

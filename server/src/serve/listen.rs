@@ -21,8 +21,10 @@ use super::stall::StallGuard;
 
 /// The whole head of a request must be there within this time; an idle connection is closed after it.
 const HEADER_READ_MAX: Duration = Duration::from_secs(10);
-/// A client that takes no byte of its answer for so long is dropped.
+/// A client that takes no byte of its answer for so long is dropped …
 const WRITE_STALL_MAX: Duration = Duration::from_secs(20);
+/// … and so is one that, for longer than that, takes fewer bytes a second: the largest pages are few.
+const WRITE_RATE_MIN: u32 = 16 * 1024;
 /// Connections of one listener.
 const CONNECTIONS_MAX: usize = 4_096;
 /// hyper's read buffer, which bounds a request's head; the guard's bounds are narrower, and what goes
@@ -74,7 +76,7 @@ pub(super) async fn serve(listener: TcpListener, app: Router, draining: Cancella
         };
         // A page goes out at once, not when the other side has acknowledged the packet before.
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL_MAX));
+        let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL_MAX, WRITE_RATE_MIN));
         let connection = http.serve_connection(io, service.clone()).with_upgrades();
         let draining = draining.clone();
         connections.spawn(async move {

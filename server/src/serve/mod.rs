@@ -14,6 +14,7 @@ mod openapi;
 mod page;
 mod pull;
 mod query;
+mod rate;
 mod read;
 mod scrub;
 mod stall;
@@ -36,6 +37,8 @@ use crate::status::StatusReceiver;
 
 use listen::serve;
 pub use page::{Format, PageWriter};
+use rate::Buckets;
+pub use rate::Rate;
 
 /// Everything that serving needs, alive. One for both listeners.
 #[derive(Debug)]
@@ -57,6 +60,7 @@ pub struct Parts {
     pub(crate) live: live::Live,
     digests: digest::Turns,
     scrubs: Option<ScrubSender>,
+    rates: Option<Buckets>,
     bounds: Bounds,
 }
 
@@ -102,6 +106,7 @@ impl Parts {
             live,
             digests,
             scrubs: None,
+            rates: None,
             bounds,
         }
     }
@@ -110,6 +115,12 @@ impl Parts {
     #[must_use]
     pub fn with_scrubs(self, scrubs: ScrubSender) -> Self {
         Self { scrubs: Some(scrubs), ..self }
+    }
+
+    /// No subject may ask more often than that.
+    #[must_use]
+    pub fn with_rate(self, rate: Rate) -> Self {
+        Self { rates: Some(Buckets::new(rate)), ..self }
     }
 }
 

@@ -53,6 +53,10 @@ pub(super) async fn pull(
             ReadOutcome::Page(page) if page.end.count > 0 || page.end.has_more => {
                 return Ok(answer(page));
             }
+            // That it is complete now is news.
+            ReadOutcome::Page(page) if page.end.complete && was_partial(&job.since) => {
+                return Ok(answer(page));
+            }
             ReadOutcome::Page(page) => (began + wait, page),
             ReadOutcome::Ahead(page) => (began + wait.max(AHEAD_GRACE), page),
         };
@@ -73,19 +77,31 @@ pub(super) async fn pull(
     }
 }
 
+fn was_partial(since: &Since) -> bool {
+    matches!(since, Since::Cursor(cursor) if !cursor.is_complete())
+}
+
 fn answer(page: ReadyPage) -> Response {
     respond(page.body, page.encoding)
 }
 
 impl Parts {
-    /// Who asks: the one `Authorization` header, verified.
+    /// Who asks: the one `Authorization` header, verified, and not too often.
     pub(super) fn identify(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let value = values.next().map(|value| value.to_str().map_err(|_| TokenError::NotBearer));
         if values.next().is_some() {
             return Err(TokenError::NotBearer.into());
         }
-        Ok(self.verifier.verify_header(value.transpose()?)?)
+        self.admit(self.verifier.verify_header(value.transpose()?)?)
+    }
+
+    /// Whose token is good may still ask too often.
+    pub(super) fn admit(&self, identity: Identity) -> Result<Identity, ApiError> {
+        if let Some(rates) = &self.rates {
+            rates.check(&identity.subject)?;
+        }
+        Ok(identity)
     }
 
     /// The collections to read: those asked for (or all) that the token may see, by ascending name.

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use bson::rawdoc;
 use serde_json::json;
+use tidewire_server::log::CopyState;
+use tidewire_tests::harness::{Claims, SECRET, sign};
 
 use crate::served::{Served, at, kinds};
 
@@ -292,4 +294,28 @@ async fn draining_answers_what_is_held_and_ends_both_listeners() {
         tokio::time::timeout(Duration::from_secs(10), task).await.expect("in time").unwrap();
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_long_poll_tells_the_end_of_a_copy_that_found_no_difference_at_once() {
+    let mut served = Served::start().await;
+    let id = served.writer.collection("plans").unwrap();
+    served.put(at(1), "plans", &rawdoc! {"_id": 1});
+    let copying = |served: &mut Served, is_copying: bool, n| {
+        let state = CopyState { finished: !is_copying, ..CopyState::default() };
+        served.writer.set_copy_state(id, state).unwrap();
+        served.commit(at(n));
+    };
+    copying(&mut served, true, 1);
+    let page = served.pull("ann", "since=0").await;
+    assert_eq!((&page["count"], &page["complete"]), (&json!(1), &json!(false)));
+    let since = page["cursor"].as_str().unwrap().to_owned();
+    let token = sign(SECRET, &Claims::of("ann")).expect("a token");
+    let url = format!("{}/api/sync/pull?since={since}&wait=40", served.url);
+    let began = Instant::now();
+    let answer = tokio::spawn(served.http.get(url).bearer_auth(token).send());
+    copying(&mut served, false, 2);
+    let page = crate::served::json(answer.await.unwrap().unwrap()).await;
+    assert_eq!((&page["count"], &page["complete"]), (&json!(0), &json!(true)));
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }

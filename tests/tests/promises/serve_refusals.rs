@@ -1,9 +1,10 @@
-//! What is refused, how, and that nothing is guessed, shown or lost (FAULTS rows 42, 43, 45, 47, 50).
+//! What is refused, how, and that nothing is guessed, shown or lost (FAULTS rows 42, 43, 45, 47, 49, 50).
 
 use bson::rawdoc;
 use serde_json::{Map, Value, json};
+use tidewire_server::serve::Rate;
 use tidewire_server::status::{CopyProgress, SourcePhase};
-use tidewire_tests::harness::{Claims, SECRET, sign};
+use tidewire_tests::harness::{Claims, SECRET, Socket, sign, socket_request_as};
 
 use crate::served::{Served, at};
 
@@ -251,4 +252,46 @@ async fn the_operators_page_and_metrics_tell_the_state_and_escape_what_they_show
         assert!(metrics.lines().any(|l| l == line), "{line}\n{metrics}");
     }
     assert!(metrics.contains("tidewire_requests_total{status=\"200\"}"), "{metrics}");
+}
+
+#[tokio::test]
+async fn who_floods_is_told_to_wait_whatever_it_asks_and_nobody_else_is() {
+    let rate = Rate { per_second: 1, burst: 3 };
+    let mut served = Served::start_with(|parts| parts.with_rate(rate)).await;
+    served.put(at(1), "plans", &rawdoc! {"_id": 1});
+    served.commit(at(1));
+    for path in ["/api/sync/pull", "/api/sync/status"] {
+        let mut answered = 0;
+        let refusal = loop {
+            let answer = served.get_as("ada", path).await;
+            if answer.status() != 200 {
+                break answer;
+            }
+            answered += 1;
+            assert!(answered < 200, "{path}: a flood is served");
+        };
+        let body = refused(refusal, 429, "rate_limited", path).await;
+        assert!(body["error"]["retryAfter"].as_u64().is_some_and(|seconds| seconds <= 2), "{body}");
+    }
+    let ada = sign(SECRET, &Claims::of("ada")).expect("a token");
+    let open = async || Socket::connect(socket_request_as(&served.url, &ada)).await.err();
+    let mut opened = 0;
+    let status = loop {
+        match open().await {
+            Some(status) => break status,
+            None => opened += 1,
+        }
+        assert!(opened < 200, "a flood of sockets is served");
+    };
+    assert_eq!(status, 429);
+    // Whoever it says it comes for.
+    let url = format!("{}/api/sync/pull", served.url);
+    let mut statuses = Vec::new();
+    for n in 0..9 {
+        let asked = served.http.get(&url).bearer_auth(&ada);
+        let asked = asked.header("x-forwarded-for", format!("10.0.0.{n}"));
+        statuses.push(asked.send().await.expect("an answer").status().as_u16());
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
+    served.pull("bob", "").await;
 }

@@ -71,6 +71,11 @@ pub(crate) struct Served {
 impl Served {
     /// An empty log that follows its source.
     pub(crate) async fn start() -> Self {
+        Self::start_with(|parts| parts).await
+    }
+
+    /// The same, of parts that are set up otherwise.
+    pub(crate) async fn start_with(set_up: impl FnOnce(Parts) -> Parts) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = Config::parse(&CONFIG.replace("SECRET", SECRET), &Flags::default());
         let config = config.expect("a good configuration");
@@ -83,7 +88,7 @@ impl Served {
         let (sender, receiver) = status::channel();
         sender.send_modify(|status| status.phase = SourcePhase::Following);
         let draining = CancellationToken::new();
-        let parts = Arc::new(Parts::new(
+        let parts = Parts::new(
             reader,
             Arc::clone(&rules),
             TokenVerifier::new(&config.auth, grants),
@@ -91,7 +96,8 @@ impl Served {
             Arc::new(Metrics::new(dir.path().to_owned())),
             draining.clone(),
             config.http.allowed_origins.clone(),
-        ));
+        );
+        let parts = Arc::new(set_up(parts));
         let (listener, url) = listen().await;
         let (admin, admin_url) = listen().await;
         let clients = serve::serve_clients(listener, Arc::clone(&parts));

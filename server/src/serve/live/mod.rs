@@ -130,7 +130,7 @@ impl Parts {
             .filter_map(|protocol| protocol.trim().strip_prefix(BEARER));
         match (tokens.next(), tokens.next(), headers.contains_key(header::AUTHORIZATION)) {
             (None, _, _) => self.identify(headers),
-            (Some(token), None, false) => Ok(self.verifier.verify(token)?),
+            (Some(token), None, false) => self.admit(self.verifier.verify(token)?),
             _ => Err(TokenError::NotBearer.into()),
         }
     }
