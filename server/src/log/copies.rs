@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::write::document_from_store;
+use super::record::document_from_store;
 use super::{CollectionId, CopyState, LogError, Writer};
 
 /// A row of `collections`.

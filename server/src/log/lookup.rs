@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::OptionalExtension;
 
-use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, StoredRow, select_rows};
-use super::write::{LookedUp, Previous, missing};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, KIND_UPSERT, StoredRow, missing, select_rows};
+use super::write::{LookedUp, Previous};
 use super::{CollectionId, KeyEntry, Latest, LogError, Writer};
 
 impl Writer {

@@ -5,6 +5,7 @@
 //! sees. All calls block on the disk: async callers use `spawn_blocking`.
 
 mod backup;
+mod channels;
 mod check;
 mod checkpoint;
 mod compaction;

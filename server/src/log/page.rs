@@ -8,6 +8,7 @@
 use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::{Position, ResyncReason};
 
+use super::channels::damaged_channel;
 use super::cursor::{Fill, Inside, Regrant, View, name_hash};
 use super::followed::{Gap, gap_at, is_settled, leave_out_unready, ruled_seq};
 use super::merge::Merge;
@@ -17,7 +18,6 @@ use super::record::{StoredRow, select_rows};
 use super::regrant::Telling;
 use super::rows::{Decision, Rows};
 use super::state::LogState;
-use super::write::damaged_channel;
 use super::{Cursor, Head, LogError};
 
 /// A reader farther behind than this many changes is served a fill.

@@ -7,7 +7,6 @@ use tidewire_protocol::Position;
 
 use super::LogError;
 use super::postings::take_varint;
-use super::write::{damaged, document_in_row};
 
 /// A collection's number in this log; never reused, not the same in another log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,4 +218,23 @@ pub(super) fn channel_ids(mut stored: &[u8]) -> Result<Vec<u32>, LogError> {
         ids.push(id);
     }
     Ok(ids)
+}
+
+pub(super) fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
+    RawDocumentBuf::from_bytes(bytes)
+        .map_err(|error| LogError::Damaged(format!("a stored document is not BSON: {error}")))
+}
+
+/// A document in a row, not copied.
+pub(super) fn document_in_row(bytes: &[u8], seq: u64) -> Result<&RawDocument, LogError> {
+    RawDocument::from_bytes(bytes)
+        .map_err(|error| LogError::Damaged(format!("change {seq} is not BSON: {error}")))
+}
+
+pub(super) fn missing(seq: u64) -> LogError {
+    LogError::Damaged(format!("change {seq} is missing"))
+}
+
+pub(super) fn damaged(seq: u64) -> LogError {
+    LogError::Damaged(format!("change {seq} does not match its checksum"))
 }

@@ -12,9 +12,8 @@ use super::merge::Touched;
 use super::page::Taker;
 use super::read::Entry;
 use super::recent::SharedRecent;
-use super::record::{KIND_DELETE, KIND_SET_ASIDE, StoredRow, channel_ids, select_rows};
+use super::record::{KIND_DELETE, KIND_SET_ASIDE, StoredRow, channel_ids, missing, select_rows};
 use super::state::LogState;
-use super::write::missing;
 use super::{Body, CollectionId, LogError};
 
 /// Walks back from a latest change that are remembered while a page is read.

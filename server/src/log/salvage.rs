@@ -21,10 +21,12 @@ use super::cursor::name_hash;
 use super::followed::{Followed, StoredFollowed};
 use super::lost::{Lost, LostChange, each_whole};
 use super::quarantine::StoredAside;
-use super::record::{KIND_DELETE, KIND_UPSERT, StoredRow, channel_ids, select_rows};
+use super::record::{
+    KIND_DELETE, KIND_UPSERT, StoredRow, channel_ids, document_from_store, select_rows,
+};
 use super::state::{LogState, Trim};
 use super::stretches::{Measure, Stretch};
-use super::write::{NewRow, document_from_store};
+use super::write::NewRow;
 use super::{CollectionId, CopyState, LogError, LogOptions, TailState, Writer};
 
 /// Rows in one transaction of the new log.

@@ -4,6 +4,8 @@
 mod beside;
 mod damage;
 mod edges;
+mod gaps;
+mod news;
 mod rebuild;
 
 use std::collections::BTreeMap;
@@ -480,122 +482,4 @@ fn over_seeds(seeds: u64, run: impl Fn(u64) -> (usize, usize)) {
 #[test]
 fn every_complete_page_is_the_source_at_one_commit_cut_to_the_view() {
     over_seeds(10, run);
-}
-
-/// What a read of the log emits, in a form to compare.
-fn noted(entry: &Entry<'_>) -> (Position, String, i32, Option<i32>) {
-    let (key, document) = match entry.body {
-        Body::Upsert(document) => (document, Some(number(document.as_bytes()))),
-        Body::Delete(key) => (key, None),
-    };
-    (entry.position, entry.collection.to_owned(), key.get_i32("_id").unwrap(), document)
-}
-
-#[test]
-fn news_of_the_channels_that_a_stretch_touched_are_what_a_page_tells_of_it() {
-    let mut rng = StdRng::seed_from_u64(7);
-    let mut source = Source::new();
-    let mut told = 0;
-    for _ in 0..120 {
-        let view = MyView::random(&mut rng);
-        let scope = Scope::Channels { collections: &view.collections, channels: &view.channels };
-        let page = |since: &Since, reader: &Reader| {
-            let request = PageRequest { since, scope, limit: 1_000, operation_time: 0 };
-            let mut entries = Vec::new();
-            let end = reader.page(&request, &mut |entry| {
-                entries.push(noted(entry));
-                Flow::Took
-            });
-            (entries, end.unwrap())
-        };
-        let mut since = Since::Nothing;
-        loop {
-            let (_, end) = page(&since, &source.reader);
-            since = Since::Cursor(end.cursor);
-            if !end.has_more {
-                break;
-            }
-        }
-        let after = *source.reader.head().borrow();
-        for _ in 0..rng.random_range(1..4) {
-            source.write(&mut rng);
-        }
-        let through = *source.reader.head().borrow();
-        let Touched::Channels(numbers) = source.reader.touched_since(after.seq) else { continue };
-        let watched = ChannelKey::of(&view.collections, &view.channels);
-        let touched = numbers.iter().filter_map(|n| source.reader.channel_key(*n).unwrap());
-        let channels: Vec<ChannelKey> = touched.filter(|key| watched.contains(key)).collect();
-        let mut entries = Vec::new();
-        let mut emit = |entry: &Entry<'_>| {
-            entries.push(noted(entry));
-            Flow::Took
-        };
-        let whole = source.reader.news(after, through, &channels, 1_000, &mut emit).unwrap();
-        let (wanted, end) = page(&since, &source.reader);
-        // Farther behind, a page leaves out what is superseded.
-        if !end.has_more && whole && through.seq - after.seq <= 40 {
-            assert_eq!(entries, wanted);
-            let Since::Cursor(cursor) = &since else { panic!("no cursor") };
-            assert_eq!(cursor.moved_to(through), end.cursor);
-            told += entries.len();
-        }
-    }
-    assert!(told > 300, "{told} changes compared");
-}
-
-#[test]
-fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut writer, reader) = Writer::open(dir.path(), &options()).unwrap();
-    let time = |second: u64| second << 32;
-    let id = writer.collection("plans").unwrap();
-    let mut copy = |finished: bool, second: u64| {
-        writer.set_copy_state(id, CopyState { finished, ..CopyState::default() }).unwrap();
-        writer.set_tail(TailState { resume_token: None, high_water: time(second) }).unwrap();
-        writer.commit().unwrap();
-    };
-    let read = |second: u64| {
-        // Complete, as another log gave it out.
-        let position = Position::new(time(second), 0);
-        let view = super::cursor::View { everything: true, ..Default::default() };
-        let since = Since::Cursor(Cursor { position, view, inside: None });
-        let request =
-            PageRequest { since: &since, scope: Scope::Everything, limit: 9, operation_time: 0 };
-        reader.page(&request, &mut |_| Flow::Took)
-    };
-    let is_too_old = |page| matches!(page, Err(ReadError::Resync(ResyncReason::CursorTooOld)));
-    // Nor are its documents told there.
-    let documents = |second: u64| {
-        let (collections, channels) = (["plans".to_owned()], ["everyone".to_owned()]);
-        let scope = Scope::Channels { collections: &collections, channels: &channels };
-        let view = super::cursor::View::of(&scope);
-        let at = &Cursor { position: Position::new(time(second), 0), view, inside: None };
-        let [collection] = &collections;
-        let (from, channels) = (None, &channels);
-        let request = DocumentsRequest { at, collection, channels, from, operation_time: 0 };
-        match reader.documents(&request, &mut |_| Flow::Took) {
-            Err(DocumentsError::Read(error)) => Err(error),
-            told => Ok(told.expect("of this log")),
-        }
-    };
-    let is_refused = |told| matches!(told, Err(ReadError::Resync(ResyncReason::CursorTooOld)));
-    // A new log: what is deleted before the copy's end it may never have had.
-    copy(false, 100);
-    copy(true, 110);
-    assert!(is_too_old(read(105)));
-    read(110).unwrap();
-    // History is lost: the log goes on from 120 at 200. No difference is found, which proves nothing about
-    // documents that came and went between.
-    copy(true, 120);
-    copy(false, 200);
-    assert!(matches!(read(150), Err(ReadError::Ahead)));
-    read(120).expect("this log's own reader waits for the copy");
-    copy(true, 210);
-    assert!(is_too_old(read(150)));
-    assert!(is_too_old(read(205)));
-    assert!(is_refused(documents(150)) && is_refused(documents(205)));
-    documents(210).unwrap();
-    for second in [115, 120, 210] {
-        read(second).unwrap();
-    }
 }

@@ -9,28 +9,25 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use bson::raw::{RawDocument, RawDocumentBuf};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tidewire_protocol::Position;
 use tokio::sync::watch;
 
 use super::checkpoint::Checkpointer;
 use super::copies::StoredCollection;
-use super::cursor::name_hash;
 use super::damage::{refuse_damaged, with_remedy};
 use super::known::Known;
-use super::postings::put_varint;
 use super::quarantine::Aside;
 use super::recent::{Recent, SharedRecent};
-use super::record::{KIND_DELETE, KIND_UPSERT, StoredRow, head_position};
+use super::record::{
+    KIND_DELETE, KIND_UPSERT, StoredRow, document_from_store, head_position, missing,
+};
 use super::state::{LogState, Trim};
 use super::touched::LastCommits;
 use super::{
     Body, Channels, CollectionId, CopyState, Head, LogError, NewChange, Reader, TailState, schema,
 };
 
-/// Channels whose numbers are kept in memory.
-const CHANNELS_CACHED_MAX: usize = 50_000;
 /// Largest document that a row takes, bytes: MongoDB's own bound and some room for its envelope.
 pub(super) const DOCUMENT_LEN_MAX: usize = 17 * 1024 * 1024;
 
@@ -390,59 +387,6 @@ impl Writer {
         self.fresh.write(&self.conn)
     }
 
-    /// The numbers of channels, as a row holds them.
-    pub(super) fn channel_numbers(
-        &mut self,
-        collection: CollectionId,
-        names: &[String],
-    ) -> Result<Vec<u8>, LogError> {
-        let mut numbers = Vec::with_capacity(names.len() * 3);
-        for name in names {
-            put_varint(u64::from(self.channel(collection, name)?), &mut numbers);
-        }
-        Ok(numbers)
-    }
-
-    /// The number of a channel, given on first sight.
-    fn channel(&mut self, collection: CollectionId, name: &str) -> Result<u32, LogError> {
-        if let Some(&id) = self.channels.get(&collection).and_then(|known| known.get(name)) {
-            return Ok(id);
-        }
-        let hash = name_hash(name).cast_signed();
-        let found: Option<(u32, String)> = self
-            .conn
-            .prepare_cached("SELECT id, name FROM channels WHERE collection = ?1 AND hash = ?2")?
-            .query_row((collection.0, hash), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let id = match found {
-            Some((id, found)) if found == name => id,
-            Some((_, found)) if name_hash(&found) != name_hash(name) => {
-                return Err(damaged_channel(&found));
-            }
-            Some((_, found)) => {
-                return Err(LogError::Refused(format!(
-                    "channels {found:?} and {name:?} have the same hash; rename one"
-                )));
-            }
-            None => {
-                self.conn
-                    .prepare_cached(
-                        "INSERT INTO channels (collection, hash, name) VALUES (?1, ?2, ?3)",
-                    )?
-                    .execute((collection.0, hash, name))?;
-                u32::try_from(self.conn.last_insert_rowid())
-                    .map_err(|_| LogError::Refused("there are 2^32 channels".to_owned()))?
-            }
-        };
-        if self.channels_len >= CHANNELS_CACHED_MAX {
-            self.channels.clear();
-            self.channels_len = 0;
-        }
-        self.channels.entry(collection).or_default().insert(name.to_owned(), id);
-        self.channels_len += 1;
-        Ok(id)
-    }
-
     /// Sets how far the tail has come; commits with the rest. The first one of a log is its origin:
     /// cursors from before it are too old.
     ///
@@ -556,27 +500,4 @@ pub(super) fn lock(dir: &Path) -> Result<File, LogError> {
         std::fs::TryLockError::Error(source) => io(source),
     })?;
     Ok(lock)
-}
-
-pub(super) fn document_from_store(bytes: Vec<u8>) -> Result<RawDocumentBuf, LogError> {
-    RawDocumentBuf::from_bytes(bytes)
-        .map_err(|error| LogError::Damaged(format!("a stored document is not BSON: {error}")))
-}
-
-/// A document in a row, not copied.
-pub(super) fn document_in_row(bytes: &[u8], seq: u64) -> Result<&RawDocument, LogError> {
-    RawDocument::from_bytes(bytes)
-        .map_err(|error| LogError::Damaged(format!("change {seq} is not BSON: {error}")))
-}
-
-pub(super) fn missing(seq: u64) -> LogError {
-    LogError::Damaged(format!("change {seq} is missing"))
-}
-
-pub(super) fn damaged_channel(name: &str) -> LogError {
-    LogError::Damaged(format!("the channel {name:?} is found by the hash of another name"))
-}
-
-pub(super) fn damaged(seq: u64) -> LogError {
-    LogError::Damaged(format!("change {seq} does not match its checksum"))
 }
