@@ -16,7 +16,7 @@ use crate::live_query::LiveQuery;
 use crate::machine::{Machine, Options};
 use crate::repair::{Verified, VerifyError};
 use crate::replica::Identity;
-use crate::status::Status;
+use crate::status::{LastSync, Status};
 use crate::store::Store;
 use crate::token::{Token, TokenSource};
 use crate::transport::Transport;
@@ -120,7 +120,20 @@ impl SyncClient {
     /// `Retry-After`).
     pub fn pull_now(&self) {
         // A full queue holds an order that does as well.
-        self.orders.try_send(Order::PullNow).ok();
+        self.orders.try_send(Order::PullNow(None)).ok();
+    }
+
+    /// [`SyncClient::pull_now`], and what that pull brought once it is in the replica. `success` is false
+    /// where it failed, and where nothing may be asked: a token is missing, or a busy server has said when
+    /// it wants to be asked again.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub async fn pull(&self) -> Result<LastSync, ClientError> {
+        let (asker, told) = oneshot::channel();
+        let order = Order::PullNow(Some(asker));
+        self.orders.send(order).await.map_err(|_| ClientError::Died)?;
+        told.await.map_err(|_| ClientError::Died)
     }
 
     /// Gives the client another token: a renewed one, which goes out over the open socket, or another

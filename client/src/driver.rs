@@ -1,15 +1,17 @@
 //! The machine's hands: sockets, timers, the token, and the thread that owns the replica.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, TryFutureExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::clock::{Clock, Due, TICK};
 use crate::error::ClientError;
 use crate::machine::{Action, Event, Machine, Outcome};
 use crate::page::Page;
+use crate::pulls::{Asker, Pulls};
 use crate::repair::{Comparison, Verified, VerifyError};
 use crate::replica::{ReplicaError, Report, now_ms, rfc3339};
 use crate::status::{State, Status};
@@ -17,10 +19,6 @@ use crate::store::{Command, Reply, Store};
 use crate::token::{Token, TokenSource};
 use crate::transport::{Failure, Heard, ListenRequest, PullRequest, Transport};
 
-/// The driver looks at the clock and at the token file this often.
-const TICK: Duration = Duration::from_secs(2);
-/// A clock that moved this much more or less than the ticks did: the machine slept, or the clock jumped.
-const CLOCK_JUMP_MIN: Duration = Duration::from_secs(10);
 /// The list of collections is asked for again after this.
 const COLLECTIONS_EVERY: Duration = Duration::from_secs(10 * 60);
 /// A report holds for so long …
@@ -31,18 +29,14 @@ const REPORT_RENEW: Duration = Duration::from_secs(20);
 /// A token's end that moved by less than this, in milliseconds, is the same.
 const EXPIRY_STEP_MS: i64 = 2_000;
 
-/// The replica is compared with its server's digests this often …
-const VERIFY_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
-/// … and after a sleep of this length.
-const LONG_SLEEP_MIN: Duration = Duration::from_secs(60 * 60);
-
 /// Who asked for a comparison.
 pub(crate) type Wants = oneshot::Sender<Result<Verified, VerifyError>>;
 
 /// What an app asks of a running client.
 #[derive(Debug)]
 pub(crate) enum Order {
-    PullNow,
+    /// A pull at once; what it brought goes there.
+    PullNow(Option<Asker>),
     SetToken(Token),
     Rebuild,
     /// Compare with the server; the answer goes there.
@@ -85,6 +79,9 @@ pub(crate) struct Hands {
     timer: Option<Instant>,
     /// A page that came and waits for the machine's word.
     page: Option<Page>,
+    pulls: Pulls,
+    /// Where the catch-up under way began, in thousandths.
+    catch_up_from: Option<u16>,
     epoch: u64,
     /// The server in use: an index.
     server: usize,
@@ -95,9 +92,8 @@ pub(crate) struct Hands {
     /// A comparison with the server, and who wants to know what it finds.
     comparison: Option<BoxFuture<'static, Result<Verified, VerifyError>>>,
     wants: Option<Wants>,
-    /// One is due, when the replica is caught up.
-    verify_due: bool,
-    verified: Option<Instant>,
+    /// When the next one is due; `None` before the replica is open.
+    due: Option<Due>,
     reported: Option<(Report, Instant)>,
     listed: Option<Instant>,
 }
@@ -105,7 +101,7 @@ pub(crate) struct Hands {
 impl<T: Transport> Driver<T> {
     /// Runs until an order, an error or, with `once`, being caught up ends it.
     pub(crate) async fn run(mut self, mut store: Store) -> Ended {
-        let mut clock = Clock::new();
+        let mut clock = Clock::new(now_ms());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = loop {
@@ -178,12 +174,14 @@ impl<T: Transport> Driver<T> {
                 self.hands.timer = None;
                 let request = PullRequest { since, wait };
                 self.hands.asked = Some(Instant::now());
+                self.hands.pulls.sent_one();
                 let page = self.transport().pull(request, self.token.clone());
                 self.hands.pull = Some(Box::pin(page.map_ok(|page| Heard::Page(Box::new(page)))));
             }
             Action::Listen { since, complete } => {
                 self.hands.timer = None;
                 self.hands.asked = Some(Instant::now());
+                self.hands.pulls.listens();
                 let request = ListenRequest { since, complete };
                 let heard = self.transport().listen(request, self.token.clone());
                 self.hands.pull = Some(Box::pin(heard));
@@ -199,6 +197,7 @@ impl<T: Transport> Driver<T> {
             }
             Action::Apply => {
                 if let Some(page) = self.hands.page.take() {
+                    self.hands.pulls.came(page.head().has_more);
                     store.send(Command::Apply { page, epoch: self.hands.epoch }).await;
                 }
             }
@@ -238,11 +237,13 @@ impl<T: Transport> Driver<T> {
             Ok(Heard::Listening) => Event::Listening,
             Ok(Heard::Page(page)) => {
                 let head = page.head().clone();
+                self.show_progress(head.progress);
                 self.hands.page = Some(*page);
                 Event::Fetched { head, took }
             }
             Err(failure) => {
                 tracing::info!(error = %failure, "no page came");
+                self.hands.pulls.failed(|| rfc3339(now_ms()));
                 Event::FetchFailed { failure, took }
             }
         };
@@ -263,6 +264,7 @@ impl<T: Transport> Driver<T> {
             }
             Err(failure) => {
                 tracing::info!(error = %failure, "the list of collections can't be had");
+                self.hands.pulls.none(|| rfc3339(now_ms()));
                 self.event(Event::Collections(Err(failure)), store).await
             }
         }
@@ -272,8 +274,8 @@ impl<T: Transport> Driver<T> {
         let event = match reply {
             None => return Some(Err(ClientError::Died)),
             Some(Reply::Failed(error)) => return Some(Err(error.into())),
-            Some(Reply::WasKilled) => {
-                self.hands.verify_due = true;
+            Some(Reply::Past { was_killed, verified_ms }) => {
+                self.hands.due = Some(Due::new(was_killed, verified_ms));
                 return None;
             }
             Some(Reply::Opened(resume, status)) => {
@@ -282,8 +284,16 @@ impl<T: Transport> Driver<T> {
             }
             Some(Reply::Listed) => Event::Collections(Ok(())),
             Some(Reply::Applied(applied, status)) => {
+                let pulls = &mut self.hands.pulls;
+                pulls.applied(applied.complete, status.last_sync.as_ref());
                 self.show(*status);
-                Event::Applied(applied)
+                if let Some(ended) = self.event(Event::Applied(applied), store).await {
+                    return Some(ended);
+                }
+                if !self.hands.pulls.is_owed() {
+                    return None;
+                }
+                Event::PullNow
             }
             Some(Reply::Reset(resume, status)) => {
                 self.reset();
@@ -304,13 +314,14 @@ impl<T: Transport> Driver<T> {
     fn reset(&mut self) {
         self.hands.pull = None;
         self.hands.page = None;
+        self.hands.pulls.dropped();
         self.hands.epoch += 1;
     }
 
     async fn order(&mut self, order: Order, store: &mut Store) -> Option<Ended> {
         match order {
             Order::Stop => Some(Ok(End::Stopped)),
-            Order::PullNow => self.event(Event::PullNow, store).await,
+            Order::PullNow(asker) => self.pull_now(asker, store).await,
             Order::Verify(wants) => {
                 self.verify(Some(wants), store);
                 None
@@ -325,6 +336,33 @@ impl<T: Transport> Driver<T> {
                 self.set_token(token, store).await
             }
         }
+    }
+
+    async fn pull_now(&mut self, asker: Option<Asker>, store: &Store) -> Option<Ended> {
+        let last = self.hands.pulls.last();
+        let ended = self.event(Event::PullNow, store).await;
+        if let Some(asker) = asker {
+            self.hands.pulls.ask(asker, last);
+            if self.machine.asks_nothing() {
+                self.hands.pulls.none(|| rfc3339(now_ms()));
+            }
+        }
+        ended
+    }
+
+    /// How far a copy or a catch-up is, in percent of its own way.
+    fn show_progress(&mut self, reached: Option<u16>) {
+        let Some(reached) = reached else {
+            self.hands.catch_up_from = None;
+            self.watch.send_if_modified(|status| status.applying_percent.take().is_some());
+            return;
+        };
+        let begin = if self.machine.copies() { 0 } else { reached };
+        let from = *self.hands.catch_up_from.get_or_insert(begin);
+        let (way, gone) = (1_000_u16.saturating_sub(from).max(1), reached.saturating_sub(from));
+        let percent = u8::try_from(u32::from(gone) * 100 / u32::from(way)).unwrap_or(100);
+        self.watch
+            .send_if_modified(|status| status.applying_percent.replace(percent) != Some(percent));
     }
 
     /// Takes a token into use. Nothing that was asked for with the old one is applied after the replica
@@ -353,16 +391,19 @@ impl<T: Transport> Driver<T> {
                 }
                 Some(Reply::Failed(error)) => return Some(Err(error.into())),
                 None => return Some(Err(ClientError::Died)),
-                Some(Reply::WasKilled | Reply::Opened(..) | Reply::Applied(..) | Reply::Listed) => {
+                Some(Reply::Applied(applied, status)) => {
+                    self.hands.pulls.applied(applied.complete, status.last_sync.as_ref());
                 }
+                Some(Reply::Past { .. } | Reply::Opened(..) | Reply::Listed) => {}
             }
         }
     }
 
     /// Begins to compare the replica with the server's digests, beside everything else.
     fn verify(&mut self, wants: Option<Wants>, store: &Store) {
-        self.hands.verify_due = false;
-        self.hands.verified = Some(Instant::now());
+        if let Some(due) = &mut self.hands.due {
+            due.begun(now_ms());
+        }
         let server = self.transport().digests().filter(|_| self.hands.comparison.is_none());
         let Some(server) = server else {
             if let Some(wants) = wants {
@@ -371,7 +412,8 @@ impl<T: Transport> Driver<T> {
             return;
         };
         let (token, replica) = (self.token.clone(), self.replica.clone());
-        let comparison = Comparison { server, token, replica, store: store.commands() };
+        let (store, status) = (store.commands(), self.watch.clone());
+        let comparison = Comparison { server, token, replica, store, status };
         self.hands.comparison = Some(Box::pin(comparison.run()));
         self.hands.wants = wants;
     }
@@ -382,15 +424,24 @@ impl<T: Transport> Driver<T> {
         store: &Store,
     ) -> Option<Ended> {
         self.hands.comparison = None;
+        self.watch.send_if_modified(|status| status.comparing.take().is_some());
         match &found {
             Ok(verified) => {
+                if let Some(due) = &mut self.hands.due {
+                    due.done(now_ms());
+                }
                 let Verified { differences, mended, .. } = verified;
                 if *differences > 0 {
                     tracing::warn!(differences, mended, "the replica differed, and was mended");
                 }
                 self.watch.send_modify(|status| status.verified = Some(verified.clone()));
             }
-            Err(error) => tracing::info!(%error, "the replica could not be compared"),
+            Err(error) => {
+                tracing::info!(%error, "the replica could not be compared");
+                if matches!(error, VerifyError::Replica(error) if error.is_damage()) {
+                    store.send(Command::Check).await;
+                }
+            }
         }
         let by_itself = self.hands.wants.is_none();
         let too_much = matches!(found, Err(VerifyError::TooMuch));
@@ -415,16 +466,21 @@ impl<T: Transport> Driver<T> {
             self.hands.listed = None;
             self.event(Event::CollectionsDue, store).await;
         }
-        let last = *self.hands.verified.get_or_insert_with(Instant::now);
-        self.hands.verify_due |= last.elapsed() >= VERIFY_EVERY;
-        let caught_up = matches!(self.machine.state(), State::Live | State::Polling);
-        if self.hands.verify_due && caught_up && !self.once {
-            self.verify(None, store);
-        }
-        if let Some(slept) = clock.jumped() {
-            self.hands.verify_due |= slept >= LONG_SLEEP_MIN;
+        let now = now_ms();
+        if let Some(slept) = clock.jumped(now) {
+            if let Some(due) = &mut self.hands.due {
+                due.slept(slept);
+            }
             tracing::info!("the machine slept or its clock jumped: pulling at once");
             return self.event(Event::Woke, store).await;
+        }
+        if self.machine.state() == State::NeedsAuth {
+            tracing::debug!("waiting for another token");
+        }
+        let caught_up = matches!(self.machine.state(), State::Live | State::Polling);
+        let due = self.hands.due.as_ref().is_some_and(|due| due.is_due(now));
+        if due && caught_up && !self.once && self.hands.comparison.is_none() {
+            self.verify(None, store);
         }
         None
     }
@@ -483,27 +539,6 @@ impl<T: Transport> Driver<T> {
             }
             !same
         });
-    }
-}
-
-/// Compares the wall clock with the ticks.
-struct Clock {
-    wall: SystemTime,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { wall: SystemTime::now() }
-    }
-
-    /// What passed between two ticks, where that was not what it should have been.
-    fn jumped(&mut self) -> Option<Duration> {
-        let now = SystemTime::now();
-        let passed = now.duration_since(self.wall);
-        self.wall = now;
-        let back = passed.is_err();
-        let passed = passed.unwrap_or_default();
-        (back || passed > TICK + CLOCK_JUMP_MIN).then_some(passed)
     }
 }
 

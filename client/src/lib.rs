@@ -7,6 +7,7 @@
 mod backoff;
 mod changes;
 mod client;
+mod clock;
 pub mod daemon;
 mod driver;
 mod error;
@@ -14,6 +15,7 @@ mod fields;
 mod live_query;
 pub mod machine;
 pub mod page;
+mod pulls;
 mod repair;
 mod replica;
 pub mod status;

@@ -225,6 +225,17 @@ impl Machine {
         self.pushing && self.doing == Doing::Pulling
     }
 
+    /// Nothing is asked at present, and nobody can hurry it: a token is missing, or a busy server has said
+    /// when it wants to be asked again.
+    pub(crate) fn asks_nothing(&self) -> bool {
+        matches!(self.doing, Doing::BackingOff | Doing::NeedsAuth | Doing::Halted)
+    }
+
+    /// Everything is being copied, the first time or anew.
+    pub(crate) fn copies(&self) -> bool {
+        self.resume.filling || !self.resume.initialized
+    }
+
     /// What is wrong, for people.
     #[must_use]
     pub fn error(&self) -> Option<&str> {

@@ -26,6 +26,7 @@ fn head(cursor: &str, count: usize, has_more: bool, complete: bool) -> PageHead 
         has_more,
         complete,
         count,
+        progress: None,
         server_time_ms: 0,
     }
 }

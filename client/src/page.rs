@@ -45,6 +45,8 @@ pub struct PageHead {
     pub complete: bool,
     /// The number of changes.
     pub count: usize,
+    /// How far the copy or catch-up is, in thousandths, where the server says so.
+    pub progress: Option<u16>,
     /// The server's clock when it answered, milliseconds since 1970.
     pub server_time_ms: i64,
 }
@@ -102,6 +104,7 @@ impl Page {
             has_more: page.has_more,
             complete: page.complete,
             count: page.changes.len(),
+            progress: page.progress.map(thousandths),
             server_time_ms: time_ms(&page.server_time)
                 .ok_or_else(|| PageError("serverTime is not an RFC 3339 time".into()))?,
         };
@@ -131,6 +134,7 @@ impl Page {
             has_more: false,
             complete: frame.complete,
             count: frame.changes.len(),
+            progress: None,
             server_time_ms,
         };
         Ok(gathered.into_page(&mut text, head))
@@ -156,6 +160,7 @@ impl Page {
             has_more: next.is_some(),
             complete: next.is_none(),
             count: changes.len(),
+            progress: None,
             server_time_ms: 0,
         };
         Ok((gathered.into_page(&mut text, head), next))
@@ -176,6 +181,7 @@ impl Page {
             has_more: false,
             complete: true,
             count: 0,
+            progress: None,
             server_time_ms,
         };
         Ok(Gathered::default().into_page(&mut String::new(), head))
@@ -222,6 +228,11 @@ impl Page {
     pub(crate) fn newest_write_ms(&self) -> Option<i64> {
         time_ms(&self.text[self.rows.last()?.updated_at.clone()])
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1,000")]
+fn thousandths(share: f64) -> u16 {
+    (share.clamp(0.0, 1.0) * 1e3) as u16
 }
 
 /// Milliseconds since 1970 of an RFC 3339 time.

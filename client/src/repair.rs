@@ -5,10 +5,11 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::page::Page;
 use crate::replica::{Fix, Replica, ReplicaError, Sums, now_ms, rfc3339};
+use crate::status::Status;
 use crate::store::Command;
 use crate::token::Token;
 use crate::transport::Failure;
@@ -61,6 +62,8 @@ pub(crate) struct Comparison {
     pub(crate) token: Token,
     pub(crate) replica: PathBuf,
     pub(crate) store: mpsc::Sender<Command>,
+    /// Where it says how far it is.
+    pub(crate) status: watch::Sender<Status>,
 }
 
 impl Comparison {
@@ -68,12 +71,18 @@ impl Comparison {
         let (begun, begins) = oneshot::channel();
         self.store.send(Command::BeginComparison(begun)).await.ok();
         begins.await.map_err(|_| VerifyError::Unavailable)?;
-        let sums = self.read(|replica| replica.sums()).await?;
+        let mut ours = Progress { status: self.status.clone(), half: 0, shown: None };
+        let sums = self.read(move |replica| replica.sums(|done, all| ours.tell(done, all))).await?;
         let (cursor, sums) = sums.ok_or(VerifyError::Copying)?;
         let mut fixes = Vec::new();
         let collections = sums.len() as u64;
+        let all = sums.iter().map(|sums| sums.digest.total().count).sum();
+        let (mut theirs, mut before) =
+            (Progress { status: self.status.clone(), half: 1, shown: None }, 0);
         for ours in sums {
-            self.compare(&cursor, ours, &mut fixes).await?;
+            let rows = ours.digest.total().count;
+            self.compare(&cursor, ours, &mut fixes, |done| theirs.tell(before + done, all)).await?;
+            before += rows;
         }
         let differences = fixes.len() as u64;
         for fix in &fixes {
@@ -95,11 +104,12 @@ impl Comparison {
         cursor: &str,
         ours: Sums,
         fixes: &mut Vec<Fix>,
+        tell: impl FnMut(u64),
     ) -> Result<(), VerifyError> {
         let Sums { collection, depth, digest } = ours;
         let mut of =
             RangesOf { collection, at: cursor.to_owned(), depth, ranges: Vec::new(), from: None };
-        let theirs = self.server.digest(of.clone(), &self.token).await?;
+        let theirs = self.server.digest(of.clone(), &self.token, tell).await?;
         let differing = digest.differing(&theirs);
         for ranges in differing.chunks(RANGES_MAX) {
             (of.ranges, of.from) = (ranges.to_vec(), None);
@@ -139,6 +149,25 @@ impl Comparison {
         let path = self.replica.clone();
         let done = tokio::task::spawn_blocking(move || read(&mut Replica::open(path)?)).await;
         Ok(done.map_err(|_| VerifyError::Unavailable)??)
+    }
+}
+
+/// How far a comparison is: this machine's half, then the server's.
+struct Progress {
+    status: watch::Sender<Status>,
+    half: u64,
+    /// Percent.
+    shown: Option<u8>,
+}
+
+impl Progress {
+    /// So many rows of so many are added up.
+    fn tell(&mut self, done: u64, all: u64) {
+        let share = done.min(all) * 50 / all.max(1);
+        let percent = u8::try_from(50 * self.half + share).unwrap_or(100);
+        if self.shown.replace(percent) != Some(percent) {
+            self.status.send_modify(|status| status.comparing = Some(percent));
+        }
     }
 }
 

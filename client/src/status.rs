@@ -35,6 +35,13 @@ pub struct Status {
     /// Changes applied by the copy or catch-up that is under way; absent when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<u64>,
+    /// How far that is, in percent, where the server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applying_percent: Option<u8>,
+    /// How far the comparison with the server that is under way is, in percent; absent when there is
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparing: Option<u8>,
     /// The server in use, of those in the list. Known to the running client alone, as what follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
@@ -60,6 +67,8 @@ impl Status {
             lag_ms: None,
             error: None,
             applying: None,
+            applying_percent: None,
+            comparing: None,
             server: None,
             token_expires_at: None,
             verified: None,

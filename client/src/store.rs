@@ -38,6 +38,8 @@ pub(crate) enum Command {
     BeginComparison(oneshot::Sender<()>),
     /// Mends what a comparison found; how many rows, or nothing where it means nothing any more.
     Mend(Vec<Fix>, oneshot::Sender<Result<Option<u64>, ReplicaError>>),
+    /// Who reads found the file damaged: look for oneself. Not answered.
+    Check,
     /// Not answered.
     Report(Report),
     /// The last one; not answered.
@@ -47,8 +49,13 @@ pub(crate) enum Command {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// The last client of this replica was killed; comes before the first [`Reply::Opened`].
-    WasKilled,
+    /// What happened before; comes ahead of the first [`Reply::Opened`].
+    Past {
+        /// The last client of this replica did not end in order.
+        was_killed: bool,
+        /// When the replica was compared with its server last, or made: milliseconds since 1970.
+        verified_ms: i64,
+    },
     Opened(Resume, Box<Status>),
     Applied(Applied, Box<Status>),
     Listed,
@@ -138,9 +145,7 @@ fn run(
             return Ok(());
         }
     };
-    if writer.was_killed {
-        tell(Reply::WasKilled);
-    }
+    tell(Reply::Past { was_killed: writer.was_killed, verified_ms: writer.verified_ms });
     let first = writer.status().map(|status| Reply::Opened(writer.resume(), Box::new(status)));
     let mut thread = Thread { writer: Some(writer), identity, epoch: 0 };
     match first {
@@ -234,7 +239,19 @@ impl Thread {
                 None
             }
             Command::Mend(fixes, mended) => {
-                mended.send(writer.mend(&fixes)).ok();
+                let done = match writer.mend(&fixes) {
+                    // It is made anew, and the comparison means nothing any more.
+                    Err(error) if error.is_damage() => {
+                        mended.send(Ok(None)).ok();
+                        return Err(error);
+                    }
+                    done => done,
+                };
+                mended.send(done).ok();
+                None
+            }
+            Command::Check => {
+                writer.check()?;
                 None
             }
             Command::Report(report) => {

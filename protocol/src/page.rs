@@ -66,4 +66,8 @@ pub struct PullPage<'a> {
     /// A replica that has applied everything up to here equals the source at one point of its
     /// history, as far as the token may see.
     pub complete: bool,
+    /// On a page of a first copy or a long catch-up that goes on: how much of what the server has to
+    /// look through is behind it, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<f64>,
 }

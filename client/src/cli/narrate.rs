@@ -22,6 +22,9 @@ const REDRAW_EVERY: Duration = Duration::from_secs(1);
 /// The rows are counted again after so many times what the last count took: 2 % of a core at most.
 const COUNT_EVERY: u32 = 50;
 
+const SPINNER: &str = "{spinner} {msg}";
+const BAR: &str = "{spinner} {bar:24} {percent:>3} % {msg}";
+
 /// Prints the status to standard output, a line of JSON whenever it has changed.
 pub(super) async fn json_lines(mut status: watch::Receiver<Status>) {
     while status.changed().await.is_ok() {
@@ -63,7 +66,7 @@ pub(super) async fn for_people(mut status: watch::Receiver<Status>, replica: Pat
 enum Progress {
     Live(Box<Live>),
     Lines {
-        /// Since when a copy or catch-up has been under way.
+        /// Since when a copy, a catch-up or a comparison has been under way.
         since: Option<Instant>,
         last: Instant,
     },
@@ -74,13 +77,14 @@ impl Progress {
         match self {
             Self::Live(live) => live.show(status).await,
             Self::Lines { since, last } => {
-                let Some(applying) = status.applying else {
+                let Some(done) = work(status) else {
                     *since = None;
                     return;
                 };
                 let begun = *since.get_or_insert_with(Instant::now);
                 if begun.elapsed() >= PROGRESS_AFTER && last.elapsed() >= PROGRESS_LINE_EVERY {
-                    eprintln!("{applying} changes copied");
+                    let percent = percent(status).map(|percent| format!(" ({percent} %)"));
+                    eprintln!("{done}{}", percent.unwrap_or_default());
                     *last = Instant::now();
                 }
             }
@@ -105,6 +109,8 @@ impl Progress {
 struct Live {
     bar: ProgressBar,
     replica: PathBuf,
+    /// What is under way is known to end, and where: a bar is drawn.
+    has_end: bool,
     rows: Option<u64>,
     /// Not before then are the rows counted again.
     count_at: Instant,
@@ -112,13 +118,10 @@ struct Live {
 
 impl Live {
     fn new(replica: PathBuf) -> Self {
-        let bar = ProgressBar::new_spinner();
-        // A template that does not parse would only lose its shape.
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-            bar.set_style(style);
-        }
+        let bar = ProgressBar::new(100);
+        bar.set_style(shape(SPINNER));
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { bar, replica, rows: None, count_at: Instant::now() }
+        Self { bar, replica, has_end: false, rows: None, count_at: Instant::now() }
     }
 
     async fn show(&mut self, status: &Status) {
@@ -130,16 +133,41 @@ impl Live {
             self.rows = counted.await.ok().flatten();
             self.count_at = Instant::now() + (begun.elapsed() * COUNT_EVERY).max(REDRAW_EVERY);
         }
+        let percent = percent(status);
+        if self.has_end != percent.is_some() {
+            self.has_end = percent.is_some();
+            self.bar.set_style(shape(if self.has_end { BAR } else { SPINNER }));
+        }
+        self.bar.set_position(u64::from(percent.unwrap_or(0)));
         self.bar.set_message(live_line(status, self.rows));
     }
+}
+
+fn shape(template: &str) -> ProgressStyle {
+    // A template that does not parse would only lose its shape.
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_| ProgressStyle::default_spinner()).progress_chars("━╸─")
+}
+
+/// What is under way that takes long.
+fn work(status: &Status) -> Option<String> {
+    if status.comparing.is_some() {
+        return Some("compared with the server".to_owned());
+    }
+    status.applying.map(|applying| format!("{} changes copied", HumanCount(applying)))
+}
+
+/// How much of that is done.
+fn percent(status: &Status) -> Option<u8> {
+    status.comparing.or(status.applying_percent.filter(|_| status.applying.is_some()))
 }
 
 /// `live · push · lag 12 ms · 4,314 rows`.
 fn live_line(status: &Status, rows: Option<u64>) -> String {
     let mut parts = vec![style(status.state.name()).bold().to_string()];
     parts.push(status.transport.name().replace('_', " "));
-    match status.applying {
-        Some(applying) => parts.push(format!("{} changes copied", HumanCount(applying))),
+    match work(status) {
+        Some(done) => parts.push(done),
         None => parts.extend(status.lag_ms.map(|ms| format!("lag {}", lag(ms)))),
     }
     parts.extend(rows.map(|rows| format!("{} rows", HumanCount(rows))));
@@ -162,5 +190,11 @@ mod tests {
         assert_eq!(live_line(&status, Some(4_314)), "live · long poll · lag 12 ms · 4,314 rows");
         (status.applying, status.state) = (Some(12_000), State::Syncing);
         assert_eq!(live_line(&status, None), "syncing · long poll · 12,000 changes copied");
+        assert_eq!(percent(&status), None);
+        (status.applying_percent, status.comparing) = (Some(40), None);
+        assert_eq!(percent(&status), Some(40));
+        (status.applying, status.comparing) = (None, Some(70));
+        let line = "syncing · long poll · compared with the server";
+        assert_eq!((live_line(&status, None).as_str(), percent(&status)), (line, Some(70)));
     }
 }

@@ -148,14 +148,10 @@ async fn obey(client: &SyncClient, method: Method) -> Result<Value, RpcError> {
     }
 }
 
-/// The next exchange with the server, asked for now.
+/// A pull, asked for now, and what it brought.
 async fn pull(client: &SyncClient) -> Result<Value, RpcError> {
-    let mut status = client.status();
-    let before = status.borrow_and_update().last_sync.clone();
-    client.pull_now();
-    let next = status.wait_for(|status| status.last_sync != before);
-    match timeout(PULL_MAX, next).await {
-        Ok(Ok(status)) => Ok(json!(status.last_sync)),
+    match timeout(PULL_MAX, client.pull()).await {
+        Ok(Ok(brought)) => Ok(json!(brought)),
         Ok(Err(_)) => Err(RpcError::ended()),
         Err(_) => Err(RpcError::no_answer()),
     }

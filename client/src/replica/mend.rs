@@ -6,8 +6,10 @@ use rusqlite::{Connection, params};
 use tidewire_protocol::digest::{CollectionDigest, DEPTH_MAX, range_of};
 
 use super::catalog::{self, Side};
+use super::open::integrity_check;
 use super::read::Replica;
 use super::schema::quote;
+use super::status::now_ms;
 use super::{ReplicaError, Writer};
 use crate::fields::FieldScout;
 use crate::page::Page;
@@ -64,19 +66,32 @@ pub(crate) struct Fix {
 impl Replica {
     /// The cursor that readers see, and what each collection adds up to there; `None` before the first
     /// copy, and while another one is under way.
-    pub(crate) fn sums(&mut self) -> Result<Option<(String, Vec<Sums>)>, ReplicaError> {
+    /// `tell` is told how many rows of how many are added up.
+    pub(crate) fn sums(
+        &mut self,
+        mut tell: impl FnMut(u64, u64),
+    ) -> Result<Option<(String, Vec<Sums>)>, ReplicaError> {
         let conn = self.conn.transaction()?;
         let sql = "SELECT cursor FROM _tidewire_state WHERE fill_cursor IS NULL";
         let mut cursors = conn.prepare(sql)?;
         let cursor = cursors.query_map([], |row| row.get::<_, Option<String>>(0))?.next();
         let Some(cursor) = cursor.transpose()?.flatten() else { return Ok(None) };
-        let mut all = Vec::new();
+        let mut counted = Vec::new();
         for entry in catalog::entries(&conn)?.into_iter().filter(|entry| entry.live) {
             let sql = format!("SELECT count(*) FROM {}", quote(&entry.table));
             let rows: i64 = conn.query_row(&sql, [], |row| row.get(0))?;
-            let depth = depth_for(u64::try_from(rows).unwrap_or(0));
+            counted.push((entry, u64::try_from(rows).unwrap_or(0)));
+        }
+        let total = counted.iter().map(|(_, rows)| rows).sum();
+        let (mut all, mut done) = (Vec::new(), 0);
+        for (entry, rows) in counted {
+            let depth = depth_for(rows);
             let mut digest = CollectionDigest::new(depth);
-            each_row(&conn, &entry.table, |id, document| digest.add(id, document))?;
+            each_row(&conn, &entry.table, |id, document| {
+                digest.add(id, document);
+                done += 1;
+                tell(done, total);
+            })?;
             all.push(Sums { collection: entry.collection, depth, digest });
         }
         Ok(Some((cursor, all)))
@@ -151,8 +166,19 @@ impl Writer {
         self.touched = Touched::Rows(HashSet::new());
     }
 
-    /// Mends, in one transaction, all rows that have not changed since [`Writer::begin_comparison`];
-    /// how many. `None` where the comparison means nothing any more.
+    /// Looks through all of the file.
+    ///
+    /// # Errors
+    /// It is damaged, or can't be read.
+    pub(crate) fn check(&mut self) -> Result<(), ReplicaError> {
+        self.guarded(|writer| {
+            writer.commit()?;
+            integrity_check(&writer.conn)
+        })
+    }
+
+    /// Mends, in one transaction, all rows that have not changed since [`Writer::begin_comparison`],
+    /// and notes the time; how many. `None` where the comparison means nothing any more.
     pub(crate) fn mend(&mut self, fixes: &[Fix]) -> Result<Option<u64>, ReplicaError> {
         let touched = match std::mem::take(&mut self.touched) {
             Touched::Rows(rows) => rows,
@@ -161,6 +187,11 @@ impl Writer {
         if self.progress.fill.is_some() {
             return Ok(None);
         }
+        // Rows that are wrong by themselves are none of our doing: the file may be wrong elsewhere too, in
+        // an index by which rows are found.
+        if !fixes.is_empty() {
+            self.check()?;
+        }
         let stale = |fix: &&Fix| !touched.contains(&(fix.collection.clone(), fix.id.clone()));
         let fixes: Vec<&Fix> = fixes.iter().filter(stale).collect();
         self.guarded(|writer| {
@@ -168,6 +199,8 @@ impl Writer {
             for fix in &fixes {
                 writer.mend_row(fix)?;
             }
+            let verified = "UPDATE _tidewire_state SET verified_ms = ?1";
+            writer.conn.prepare_cached(verified)?.execute([now_ms()])?;
             writer.commit()
         })?;
         Ok(Some(fixes.len() as u64))

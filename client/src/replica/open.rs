@@ -14,7 +14,7 @@ use super::catalog::{self, Catalog};
 use super::mend::Touched;
 use super::schema::{self, APPLICATION_ID, SCHEMA_VERSION};
 use super::staging::damaged;
-use super::status;
+use super::status::{self, now_ms};
 use crate::changes::{Changed, Gathering};
 use crate::token::Subject;
 
@@ -64,6 +64,8 @@ pub(crate) struct Writer {
     pub(super) touched: Touched,
     /// The last session did not end in order.
     pub(crate) was_killed: bool,
+    /// When it was compared with its server last, before this session, or made: milliseconds since 1970.
+    pub(crate) verified_ms: i64,
     path: PathBuf,
     /// Held, not read: the system gives it up when the process ends, however it ends.
     lock: File,
@@ -97,6 +99,7 @@ impl Writer {
                         changed,
                         touched,
                         was_killed,
+                        verified_ms: 0,
                         path,
                         lock,
                     }
@@ -109,7 +112,9 @@ impl Writer {
             },
         };
         writer.belong_to(identity)?;
-        writer.conn.execute_batch("UPDATE _tidewire_state SET clean = 0")?;
+        let sql = "UPDATE _tidewire_state SET clean = 0, verified_ms = ifnull(verified_ms, ?1) \
+                   RETURNING verified_ms";
+        writer.verified_ms = writer.conn.query_row(sql, [now_ms()], |row| row.get(0))?;
         Ok(writer)
     }
 
@@ -203,8 +208,18 @@ impl Writer {
         let mut changed = Gathering::default();
         changed.everything();
         let path = path.to_owned();
-        let (touched, was_killed) = (Touched::default(), false);
-        Ok(Self { conn, catalog, progress, batch: None, changed, touched, was_killed, path, lock })
+        Ok(Self {
+            conn,
+            catalog,
+            progress,
+            batch: None,
+            changed,
+            touched: Touched::default(),
+            was_killed: false,
+            verified_ms: 0,
+            path,
+            lock,
+        })
     }
 
     fn existing(path: &Path) -> Result<(Connection, Catalog, Progress, bool), ReplicaError> {
@@ -242,9 +257,10 @@ impl Writer {
         self.conn.execute_batch(
             "DELETE FROM _tidewire_tables; DELETE FROM _tidewire_fields;
              DELETE FROM _tidewire_staged; DELETE FROM _tidewire_set_aside;
-             DELETE FROM _tidewire_state;
-             INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 2); COMMIT; VACUUM;",
+             DELETE FROM _tidewire_state;",
         )?;
+        schema::first_state(&self.conn)?;
+        self.conn.execute_batch("COMMIT; VACUUM")?;
         self.conn.busy_timeout(Duration::from_secs(5))?;
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
         let blocked: bool = self.conn.query_row(sql, [], |row| row.get(0))?;
@@ -373,6 +389,12 @@ fn configure(conn: &Connection) -> Result<(), ReplicaError> {
 
 fn quick_check(conn: &Connection) -> Result<(), ReplicaError> {
     let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" { Ok(()) } else { Err(damaged(&verdict)) }
+}
+
+/// As [`quick_check`], and whether each index has the rows of its table.
+pub(super) fn integrity_check(conn: &Connection) -> Result<(), ReplicaError> {
+    let verdict: String = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if verdict == "ok" { Ok(()) } else { Err(damaged(&verdict)) }
 }
 

@@ -10,7 +10,7 @@ use super::quarantine;
 /// `application_id` in the file's header: "TIDE".
 pub(crate) const APPLICATION_ID: u32 = 0x5449_4445;
 /// The version of the tables below.
-pub(crate) const SCHEMA_VERSION: i64 = 2;
+pub(crate) const SCHEMA_VERSION: i64 = 3;
 /// Names that begin so are ours.
 pub(crate) const RESERVED_PREFIX: &str = "_tidewire";
 /// Columns of a collection's table that are not fields.
@@ -35,9 +35,9 @@ CREATE TABLE _tidewire_state (
     sync_success INTEGER, sync_at_ms INTEGER, sync_applied INTEGER,
     lag_ms INTEGER, caught_up_ms INTEGER,
     valid_until_ms INTEGER NOT NULL DEFAULT 0,
-    error TEXT
+    error TEXT,
+    verified_ms INTEGER
 );
-INSERT INTO _tidewire_state (id, schema_version) VALUES (1, 2);
 -- Which table holds which collection: a name that SQL dislikes gets another one.
 CREATE TABLE _tidewire_tables (
     collection TEXT PRIMARY KEY,
@@ -63,6 +63,7 @@ pub(crate) const OWN_TABLE_NAMES: [&str; 4] =
 /// Makes everything that a new replica has before its first copy.
 pub(crate) fn create(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute_batch(OWN_TABLES)?;
+    first_state(conn)?;
     for name in OWN_TABLE_NAMES {
         guard(conn, name, name)?;
     }
@@ -71,15 +72,23 @@ pub(crate) fn create(conn: &Connection) -> rusqlite::Result<()> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)
 }
 
+/// The state of a replica that holds nothing.
+pub(crate) fn first_state(conn: &Connection) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO _tidewire_state (id, schema_version) VALUES (1, ?1)";
+    conn.execute(insert, [SCHEMA_VERSION]).map(|_| ())
+}
+
 /// Brings the tables of an older version up to this one's, in one transaction.
 pub(crate) fn upgrade(conn: &Connection, from: i64) -> rusqlite::Result<()> {
     if from >= SCHEMA_VERSION {
         return Ok(());
     }
-    conn.execute_batch(
-        "BEGIN IMMEDIATE; ALTER TABLE _tidewire_staged ADD COLUMN quarantined TEXT",
-    )?;
-    quarantine::create(conn)?;
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    if from < 2 {
+        conn.execute_batch("ALTER TABLE _tidewire_staged ADD COLUMN quarantined TEXT")?;
+        quarantine::create(conn)?;
+    }
+    conn.execute_batch("ALTER TABLE _tidewire_state ADD COLUMN verified_ms INTEGER")?;
     conn.execute("UPDATE _tidewire_state SET schema_version = ?1", [SCHEMA_VERSION])?;
     conn.execute_batch("COMMIT")
 }

@@ -460,6 +460,7 @@ fn a_replica_of_an_older_version_is_taken_over_as_it_is() {
     old.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
     old.execute_batch(
         "DROP VIEW _tidewire_quarantine; DROP TABLE _tidewire_set_aside;
+         ALTER TABLE _tidewire_state DROP COLUMN verified_ms;
          ALTER TABLE _tidewire_staged DROP COLUMN quarantined;
          UPDATE _tidewire_state SET schema_version = 1",
     )
@@ -468,4 +469,23 @@ fn a_replica_of_an_older_version_is_taken_over_as_it_is() {
     assert_eq!(writer.resume().since, "p1");
     writer.apply(&page(&[quarantined("users", "a", 2)], "p2", false, true)).unwrap();
     assert_eq!(quarantine(&old), ["users a: not UTF-8"]);
+    assert!(writer.verified_ms > 0, "as if it had been made now");
+}
+
+#[test]
+fn the_time_of_the_last_comparison_outlives_the_client() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("users", "a", 1, "{}")], "p1", false, true)).unwrap();
+    let made = writer.verified_ms;
+    assert!((0..60_000).contains(&(super::now_ms() - made)), "it counts from the making");
+    let long_ago = "UPDATE _tidewire_state SET verified_ms = 7";
+    writer.conn.execute(long_ago, []).unwrap();
+    writer.close(None).unwrap();
+    let mut writer = open(&path);
+    assert_eq!(writer.verified_ms, 7);
+    writer.begin_comparison();
+    assert_eq!(writer.mend(&[]).unwrap(), Some(0));
+    writer.close(None).unwrap();
+    assert!(open(&path).verified_ms >= made);
 }

@@ -33,11 +33,12 @@ pub(crate) struct RangesOf {
 }
 
 impl Digests {
-    /// What a collection must add up to.
+    /// What a collection must add up to; `tell` is told how many documents are added up.
     pub(crate) async fn digest(
         &self,
         mut of: RangesOf,
         token: &Token,
+        mut tell: impl FnMut(u64),
     ) -> Result<CollectionDigest, Failure> {
         let mut digest = CollectionDigest::new(of.depth);
         for _ in 0..PARTS_MAX {
@@ -47,6 +48,7 @@ impl Digests {
             if !part.success || !digest.add_part(part.depth, &part.ranges) {
                 return Err(Failure::Garbage("a digest that is cut in another way".to_owned()));
             }
+            tell(digest.total().count);
             of.from = part.next.map(Cow::into_owned);
             if of.from.is_none() {
                 return Ok(digest);

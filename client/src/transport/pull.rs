@@ -23,7 +23,7 @@ const SMALL_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Time for a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time for the answer to begin, beyond what the server was asked to wait.
-const ANSWER_GRACE: Duration = Duration::from_secs(8);
+pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(8);
 /// Longest silence inside an answer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body up to this size is decoded where it is; a larger one away from the runtime's threads.

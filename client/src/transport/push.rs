@@ -10,25 +10,39 @@ use serde::Deserialize;
 use tidewire_protocol::Position;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
-use super::pull::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT};
+use super::pull::{ANSWER_BYTES_MAX, ANSWER_GRACE, CONNECT_TIMEOUT};
 use super::refusal::{Refusal, plain};
 use super::{Failure, Heard, ListenRequest};
+use crate::machine::LONG_POLL_WAIT;
 use crate::page::{Page, time_ms};
 use crate::replica::now_ms;
 use crate::token::Token;
 
-/// A server that said nothing for its own keepalive's time and this much more is gone.
+/// A line on which nothing came for so long is tried with a ping …
+const QUIET_MAX: Duration = Duration::from_secs(12);
+/// … and one on which no answer comes for so long is dead. A pull comes then.
+const PONG_MAX: Duration = Duration::from_secs(8);
+/// A server that said nothing for its own keepalive's time and this much more is gone, whoever answers
+/// its pings.
 const SILENCE_GRACE: Duration = Duration::from_secs(4);
 /// The longest keepalive that is believed: the contract's is 25 s.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(25);
+/// A server that can't be reached any more shows as `offline` within this time, by whichever way the
+/// client waits for news.
+const FOUND_MAX: Duration = Duration::from_secs(30);
+const _: () = {
+    let pulled = ANSWER_GRACE.as_secs();
+    assert!(QUIET_MAX.as_secs() + PONG_MAX.as_secs() + pulled <= FOUND_MAX.as_secs());
+    assert!(LONG_POLL_WAIT.as_secs() + pulled <= FOUND_MAX.as_secs());
+};
 /// The answer to a hello must begin within this time.
 const WELCOME_MAX: Duration = Duration::from_secs(8);
 
@@ -37,8 +51,17 @@ const WELCOME_MAX: Duration = Duration::from_secs(8);
 pub(super) struct Line {
     url: Arc<str>,
     open: Arc<Mutex<Option<Socket>>>,
+    patience: Patience,
     /// Milliseconds since 1970; [`UNKNOWN`] while the server has not said.
     token_expires_ms: Arc<AtomicI64>,
+}
+
+/// [`QUIET_MAX`], [`PONG_MAX`] and [`SILENCE_GRACE`], or a test's.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    quiet: Duration,
+    pong: Duration,
+    grace: Duration,
 }
 
 /// In the place of a time.
@@ -56,6 +79,7 @@ struct Socket {
     complete: bool,
     /// Its clock less ours, milliseconds.
     skew_ms: i64,
+    patience: Patience,
     silence_max: Duration,
 }
 
@@ -88,7 +112,8 @@ impl Line {
         // Of the two schemes that an address can have.
         let url = url.as_str().replacen("http", "ws", 1);
         let token_expires_ms = Arc::new(AtomicI64::new(UNKNOWN));
-        Self { url: url.into(), open: Arc::default(), token_expires_ms }
+        let patience = Patience { quiet: QUIET_MAX, pong: PONG_MAX, grace: SILENCE_GRACE };
+        Self { url: url.into(), open: Arc::default(), patience, token_expires_ms }
     }
 
     /// The next that the socket tells after `request.since`.
@@ -164,6 +189,7 @@ impl Line {
             through: None,
             complete: request.complete,
             skew_ms: 0,
+            patience: self.patience,
             silence_max: WELCOME_MAX,
         };
         socket.greet(&self.token_expires_ms).await?;
@@ -182,7 +208,7 @@ impl Socket {
         let server_ms = welcome.server_time.as_deref().and_then(time_ms).unwrap_or_else(now_ms);
         self.skew_ms = server_ms - now_ms();
         let keepalive = welcome.keepalive_seconds.map_or(KEEPALIVE_MAX, Duration::from_secs);
-        self.silence_max = keepalive.min(KEEPALIVE_MAX) + SILENCE_GRACE;
+        self.silence_max = keepalive.min(KEEPALIVE_MAX) + self.patience.grace;
         welcome.note_expiry(expires_ms);
         Ok(())
     }
@@ -237,10 +263,9 @@ impl Socket {
 
     /// The next text frame that is no error: all of it, and what it says of itself.
     async fn frame(&mut self) -> Result<(String, Frame), Failure> {
+        let silent_at = Instant::now() + self.silence_max;
         loop {
-            let received = timeout(self.silence_max, self.stream.next()).await;
-            let message = received.map_err(|_| gone("it has fallen silent"))?;
-            match message {
+            match self.message(silent_at).await? {
                 Some(Ok(Message::Text(text))) => {
                     let text = text.to_string();
                     let told: Frame = serde_json::from_str(&text)
@@ -259,6 +284,24 @@ impl Socket {
             }
         }
     }
+
+    /// The next message, before `silent_at`. A line that carries nothing is tried with a ping.
+    async fn message(
+        &mut self,
+        silent_at: Instant,
+    ) -> Result<Option<Result<Message, Error>>, Failure> {
+        let until = |patience| silent_at.min(Instant::now() + patience);
+        if let Ok(message) = timeout_at(until(self.patience.quiet), self.stream.next()).await {
+            return Ok(message);
+        }
+        let answered_by = until(self.patience.pong);
+        let asked = timeout_at(answered_by, self.stream.send(Message::Ping(Bytes::new()))).await;
+        if let Ok(Err(error)) = asked {
+            return Err(gone(&error));
+        }
+        let answered = timeout_at(answered_by, self.stream.next()).await;
+        answered.map_err(|_| gone("it has fallen silent"))
+    }
 }
 
 fn gone(why: &(impl std::fmt::Display + ?Sized)) -> Failure {
@@ -271,5 +314,69 @@ fn closed(code: Option<u16>) -> Failure {
         Some(4401) => Failure::Unauthorized("the server closed the socket".to_owned()),
         Some(code) => Failure::Unreachable(format!("the push socket was closed with {code}")),
         None => Failure::Unreachable("the push socket was cut off".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::accept_async;
+
+    use super::*;
+
+    const QUIET: Duration = Duration::from_millis(100);
+    const PONG: Duration = Duration::from_millis(200);
+    const GRACE: Duration = Duration::from_millis(800);
+
+    type Server = WebSocketStream<TcpStream>;
+
+    /// A line to a server that has welcomed it and then does `then` with the socket.
+    async fn line<F: Future<Output = ()> + Send>(
+        then: impl FnOnce(Server) -> F + Send + 'static,
+    ) -> Line {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut server = accept_async(stream).await.unwrap();
+            server.next().await.unwrap().unwrap();
+            let welcome = r#"{"type":"welcome","keepaliveSeconds":0}"#;
+            server.send(Message::text(welcome)).await.unwrap();
+            then(server).await;
+        });
+        let mut line = Line::new(&Url::parse(&url).unwrap());
+        line.patience = Patience { quiet: QUIET, pong: PONG, grace: GRACE };
+        assert!(matches!(listen(&line).await, Ok(Heard::Listening)));
+        line
+    }
+
+    async fn listen(line: &Line) -> Result<Heard, Failure> {
+        let request = ListenRequest { since: "c".to_owned(), complete: true };
+        line.clone().listen(request, Token::new("t")).await
+    }
+
+    #[tokio::test]
+    async fn a_line_that_carries_nothing_any_more_is_dead_after_an_unanswered_ping() {
+        // The server holds the socket and neither reads nor writes: so does one behind a cut cable.
+        let line = line(|server| async move {
+            std::future::pending::<()>().await;
+            drop(server);
+        })
+        .await;
+        let began = Instant::now();
+        assert_eq!(listen(&line).await.unwrap_err(), gone("it has fallen silent"));
+        let took = began.elapsed();
+        assert!(took >= QUIET + PONG && took < GRACE, "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn pings_that_somebody_answers_are_not_the_servers_word() {
+        // The library answers pings while it is read.
+        let line = line(|mut server| async move { while server.next().await.is_some() {} }).await;
+        let began = Instant::now();
+        assert_eq!(listen(&line).await.unwrap_err(), gone("it has fallen silent"));
+        assert!(began.elapsed() >= GRACE, "{:?}", began.elapsed());
     }
 }

@@ -94,6 +94,66 @@ async fn a_file_that_is_damaged_while_the_client_runs_is_made_anew() {
 }
 
 #[tokio::test]
+async fn who_asks_for_a_pull_is_told_what_that_pull_brought() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("replica.db");
+    let first = page(&[("users", "a", 1, Some("{}"))], "c1", false, true);
+    let script = Script::new(&["users"], [Answer::Page(first)]);
+    let client = SyncClient::builder("memory").replica(&db).token(Token::new(&token("ada")));
+    let client = client.start_over(script.clone()).unwrap();
+    let mut status = client.status();
+    let live = status.wait_for(|status| status.state == State::Live);
+    tokio::time::timeout(PATIENCE, live).await.unwrap().unwrap();
+    // Two pages: the first alone is not what was asked for.
+    let rows = [("users", "b", 2, Some("{}")), ("users", "c", 3, Some("{}"))];
+    script.push(Answer::Page(page(&rows, "c2", true, true)));
+    script.push(Answer::Page(page(&[("users", "d", 4, Some("{}"))], "c3", false, true)));
+    let brought = tokio::time::timeout(PATIENCE, client.pull()).await.unwrap().unwrap();
+    assert_eq!((brought.success, brought.applied), (true, 1));
+    assert_eq!(one::<i64>(&db, "SELECT count(*) FROM users"), 4);
+    script.push(Answer::Fail(Failure::Unreachable("no route".into())));
+    let brought = tokio::time::timeout(PATIENCE, client.pull()).await.unwrap().unwrap();
+    assert!(!brought.success);
+    script.push(Answer::Fail(Failure::Unauthorized("expired".into())));
+    assert!(!client.pull().await.unwrap().success);
+    let refused = status.wait_for(|status| status.state == State::NeedsAuth);
+    tokio::time::timeout(PATIENCE, refused).await.unwrap().unwrap();
+    assert!(!client.pull().await.unwrap().success, "nothing may be asked");
+    client.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_says_how_far_it_is_and_a_catch_up_counts_from_its_own_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("replica.db");
+    let part = |n, cursor: &str, progress: &str| {
+        let text = page(&[("users", "a", n, Some("{}"))], cursor, true, false);
+        Answer::Page(text.strip_suffix('}').unwrap().to_owned() + progress + "}")
+    };
+    let end =
+        |n, cursor: &str| Answer::Page(page(&[("users", "a", n, Some("{}"))], cursor, false, true));
+    let script = Script::new(&["users"], [part(1, "f1", r#","progress":0.4"#)]);
+    let client = SyncClient::builder("memory").replica(&db).token(Token::new(&token("ada")));
+    let client = client.start_over(script.clone()).unwrap();
+    let mut status = client.status();
+    let mut at = async |percent: Option<u8>, state: State| {
+        let is =
+            |status: &tidewire::Status| status.applying_percent == percent && status.state == state;
+        tokio::time::timeout(PATIENCE, status.wait_for(is)).await.unwrap().unwrap();
+    };
+    at(Some(40), State::Syncing).await;
+    script.push(end(2, "c1"));
+    at(None, State::Live).await;
+    script.push(part(3, "s1", r#","progress":0.8"#));
+    at(Some(0), State::Syncing).await;
+    script.push(part(4, "s2", r#","progress":0.95"#));
+    at(Some(75), State::Syncing).await;
+    script.push(end(5, "c2"));
+    at(None, State::Live).await;
+    client.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_lost_its_server_comes_back_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let db = folder.path().join("replica.db");

@@ -149,7 +149,8 @@ fn end_of_telling(plan: Plan, state: &LogState, done: u64, taker: &Taker<'_>) ->
     let inside = Inside { log_id: state.log_id, seq: plan.after, fill };
     let position = taker.last.unwrap_or(plan.position);
     let cursor = Cursor { position, view: plan.old_view, inside: Some(inside) };
-    page_end(cursor, state, true, taker)
+    // What is told of a changed view is no part of the way.
+    PageEnd { filled: None, ..page_end(cursor, state, true, taker) }
 }
 
 /// The numbers of the (collection, channel) pairs that this log has ever seen.
@@ -258,7 +259,9 @@ fn end(
 }
 
 fn page_end(cursor: Cursor, state: &LogState, has_more: bool, taker: &Taker<'_>) -> PageEnd {
+    let inside = cursor.inside.as_ref();
     PageEnd {
+        filled: inside.and_then(|inside| Some((inside.seq, inside.fill.as_ref()?.until))),
         complete: cursor.is_complete(),
         cursor,
         checkpoint: state.head.position,

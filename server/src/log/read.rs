@@ -93,6 +93,9 @@ pub struct PageEnd {
     pub complete: bool,
     /// Entries taken.
     pub count: usize,
+    /// Changes dealt with, and all of them, where the page is part of a first copy or of a long catch-up
+    /// that goes on.
+    pub filled: Option<(u64, u64)>,
 }
 
 /// Why there is no page.

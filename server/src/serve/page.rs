@@ -161,13 +161,20 @@ impl<'a> PageWriter<'a> {
     #[must_use]
     pub fn finish(mut self, end: &PageEnd) -> Vec<u8> {
         debug_assert_eq!(self.count, end.count, "the log counts what the page took");
+        let progress = end.filled.map(progress).unwrap_or_default();
         let tail = format!(
-            r#"],"count":{},"hasMore":{},"cursor":"{}","checkpoint":"{}","complete":{}}}"#,
+            r#"],"count":{},"hasMore":{},"cursor":"{}","checkpoint":"{}","complete":{}{progress}}}"#,
             self.count, end.has_more, end.cursor, end.checkpoint, end.complete
         );
         self.out.extend_from_slice(tail.as_bytes());
         self.out
     }
+}
+
+/// How far a copy is: so many changes of so many.
+#[expect(clippy::cast_precision_loss, reason = "a share of a thousand is exact enough")]
+fn progress((done, all): (u64, u64)) -> String {
+    format!(r#","progress":{:.3}"#, done.min(all) as f64 / all.max(1) as f64)
 }
 
 fn write_position(position: Position, out: &mut Vec<u8>) {

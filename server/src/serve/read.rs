@@ -154,6 +154,7 @@ impl Parts {
                     has_more: false,
                     complete: cursor.is_complete(),
                     count: 0,
+                    filled: None,
                 };
                 Ok((begin(), end, true))
             }

@@ -21,6 +21,8 @@ pub struct Client {
     dir: Temporary,
     /// More arguments for `sync`.
     pub args: Vec<String>,
+    /// What it logs, in the place of our own `RUST_LOG`.
+    pub logs: Option<&'static str>,
 }
 
 impl Client {
@@ -31,7 +33,8 @@ impl Client {
     #[must_use]
     pub fn new(url: &str, token: &str) -> Self {
         let dir = Temporary::new("client").expect("a folder");
-        let client = Self { process: None, server: url.to_owned(), dir, args: Vec::new() };
+        let client =
+            Self { process: None, server: url.to_owned(), dir, args: Vec::new(), logs: None };
         client.set_token(token);
         client
     }
@@ -85,6 +88,10 @@ impl Client {
         let launch = Launch::new(program("tidewire"), self.dir.path().join("client.log"))
             .args(self.sync_args())
             .args(&self.args);
+        let launch = match self.logs {
+            Some(logs) => launch.env("RUST_LOG", logs),
+            None => launch,
+        };
         self.process = Some(launch.start().expect("start the client"));
     }
 
@@ -149,6 +156,15 @@ impl Client {
     pub async fn stop(&mut self) -> std::process::ExitStatus {
         let mut process = self.process.take().expect("the client runs");
         process.stop(STOPPED_WITHIN).await.expect("stop the client")
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not run, or goes on.
+    pub async fn ended(&mut self, within: Duration) -> std::process::ExitStatus {
+        let mut process = self.process.take().expect("the client runs");
+        process.wait(within).await.expect("the client ends")
     }
 
     /// Sends a signal.

@@ -59,6 +59,27 @@ async fn what_differs_is_found_mended_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_compared_for_a_day_is_compared_whenever_the_client_runs() {
+    let (mongo, _server, mut client) = stack().await;
+    spoil(&client);
+    let db = Connection::open(client.db()).expect("open the replica");
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).expect("triggers off");
+    let day = 24 * 60 * 60 * 1_000;
+    let verified = "SELECT verified_ms FROM _tidewire_state";
+    let made: i64 = db.query_row(verified, [], |row| row.get(0)).expect("the time");
+    let yesterday = "UPDATE _tidewire_state SET verified_ms = verified_ms - ?1";
+    db.execute(yesterday, [day]).expect("set it back");
+    client.start();
+    eventually("the client has compared its replica", Duration::from_secs(60), || async {
+        db.query_row(verified, [], |row| row.get::<_, i64>(0)).ok().filter(|at| *at >= made)
+    })
+    .await;
+    drop(db);
+    assert!(client.stop().await.success());
+    must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_a_client_mends_itself_while_changes_go_on() {
     let (mongo, _server, mut client) = stack().await;
     client.start();

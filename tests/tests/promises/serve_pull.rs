@@ -66,7 +66,7 @@ async fn a_page_ends_before_four_mebibytes_but_holds_at_least_one_change() {
     }
     served.commit(at(9));
     let mut since = "0".to_owned();
-    let mut counts = Vec::new();
+    let (mut counts, mut progress) = (Vec::new(), Vec::new());
     loop {
         let answer = served.get_as("ann", &format!("/api/sync/pull?since={since}")).await;
         let text = answer.text().await.unwrap();
@@ -74,12 +74,14 @@ async fn a_page_ends_before_four_mebibytes_but_holds_at_least_one_change() {
         let count = page["count"].as_u64().unwrap();
         assert!(text.len() < PAGE_BYTES_MAX + 2_000 || count == 1, "{count}: {}", text.len());
         counts.push(count);
+        progress.extend(page["progress"].as_f64());
         since = page["cursor"].as_str().unwrap().to_owned();
         if page["hasMore"] == false {
             break;
         }
     }
     assert_eq!(counts, [2, 1, 1, 1]);
+    assert_eq!(progress, [0.4, 0.6, 0.8], "all but the last say how far the copy is");
 }
 
 #[tokio::test]
