@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -145,6 +146,44 @@ async fn an_app_hands_its_token_over_and_is_told_what_changes() {
     assert_eq!(app.call("waitFor", later)["reached"], false);
     assert_eq!(app.call("rebuild", json!({})), json!({}));
     app.told("status", |status| status["state"] == "resyncing");
+}
+
+/// Another user of this machine (`nobody`), who tries to talk to a daemon: what came of it. `None` where
+/// we may not be somebody else, or lack what that takes.
+fn stranger(socket: &Path) -> Option<String> {
+    let program = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.settimeout(20)\n\
+        try:\n    s.connect(sys.argv[1])\n    s.sendall(b'{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"getStatus\"}\\n')\n\
+        \x20   print('was told', s.recv(1000))\n\
+        except OSError as error: print(type(error).__name__)\n";
+    let mut python = Command::new("python3");
+    let nobody = 65_534;
+    python.args(["-c", program]).arg(socket).uid(nobody).gid(nobody);
+    let output = python.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_of_the_machine_is_not_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Anybody may look into the folder: the socket itself must keep others out.
+    mode(folder.path(), 0o755);
+    let server = Server::start([]).await;
+    let daemon = Daemon::start(&server, &folder.path().join("replica.db"));
+    let Some(came) = stranger(&daemon.socket) else {
+        eprintln!("SKIPPED: to be another user takes root and python3");
+        return;
+    };
+    assert_eq!(came, "PermissionError");
+    // Where somebody has opened the socket's file to all, the daemon asks who it is.
+    mode(&daemon.socket, 0o666);
+    let came = stranger(&daemon.socket).unwrap();
+    let refused = ["was told b''", "BrokenPipeError", "ConnectionResetError"];
+    assert!(refused.contains(&came.as_str()), "{came}");
+    let mut own = daemon.app();
+    assert_eq!(own.call("getStatus", json!({}))["state"], "needs_auth");
 }
 
 #[tokio::test(flavor = "multi_thread")]

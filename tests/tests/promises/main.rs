@@ -2,8 +2,10 @@
 
 mod capture;
 mod client_bank;
+mod client_disk;
 mod client_follows;
 mod client_mangled;
+mod client_names;
 mod client_network;
 mod client_repair;
 mod client_servers;
