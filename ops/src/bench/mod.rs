@@ -221,6 +221,9 @@ impl Bench<'_> {
         if self.args.only != Some(Part::Live) {
             let (database, setup) = self.database("bench_crowd")?;
             let setup = Setup { more: live::CONFIGURED, ..setup };
+            self.say("sockets that never read");
+            let never_read = live::Crowd::never_read(&database, &setup, self.args.rounds).await?;
+            self.figures.extend(never_read);
             for &count in &self.args.sockets {
                 self.say(&format!("a crowd of {count} sockets"));
                 self.figures.extend(live::Crowd::measure(&database, &setup, count).await?);

@@ -26,7 +26,7 @@ const FAST: u64 = 2_000;
 /// cores can bear that also run MongoDB and the sockets' other ends.
 const TOLD_PER_SECOND: u64 = 20_000;
 /// Sockets opened at once, where not all are.
-const OPENED_AT_ONCE: usize = 200;
+pub(super) const OPENED_AT_ONCE: usize = 200;
 /// Tries to open a socket before it is a failure: a server that has all the connections it can bear
 /// says so.
 const TRIES_MAX: u32 = 60;
@@ -39,9 +39,9 @@ const DELAY_AIM_MS: f64 = 50.0;
 /// A server and its crowd.
 pub(in super::super) struct Crowd<'a> {
     database: &'a Database,
-    server: Server,
-    tokens: Arc<Vec<String>>,
-    figures: Vec<Figure>,
+    pub(super) server: Server,
+    pub(super) tokens: Arc<Vec<String>>,
+    pub(super) figures: Vec<Figure>,
     /// Notices so far.
     written: u64,
 }
@@ -63,7 +63,25 @@ impl<'a> Crowd<'a> {
         setup: &Setup,
         count: usize,
     ) -> Result<Vec<Figure>> {
-        let mut server = Server::start(setup, &setup.dir.join(format!("log-{count}"))).await?;
+        let mut crowd = Self::start(database, setup, &format!("log-{count}"), count).await?;
+        crowd.fresh().await?;
+        let sockets = crowd.after_catch_up().await?;
+        let sockets = crowd.delays(sockets).await?;
+        let sockets = crowd.rate(sockets).await?;
+        let sockets = crowd.come_again(sockets).await?;
+        crowd.reconnect(sockets).await?;
+        crowd.server.stop().await?;
+        Ok(crowd.figures)
+    }
+
+    /// A server over a new log in the folder `log`, a backlog, and tokens for `count` sockets.
+    pub(super) async fn start(
+        database: &'a Database,
+        setup: &Setup,
+        log: &str,
+        count: usize,
+    ) -> Result<Self> {
+        let mut server = Server::start(setup, &setup.dir.join(log)).await?;
         server.ready().await?;
         let tokens = (0..count).map(|user| server.token_of(&format!("user{user}")));
         let tokens = Arc::new(tokens.collect::<Result<_>>()?);
@@ -73,13 +91,7 @@ impl<'a> Crowd<'a> {
         if written < BACKLOG {
             crowd.write(BACKLOG - written).await?;
         }
-        crowd.fresh().await?;
-        let sockets = crowd.after_catch_up().await?;
-        let sockets = crowd.delays(sockets).await?;
-        let sockets = crowd.rate(sockets).await?;
-        crowd.reconnect(sockets).await?;
-        crowd.server.stop().await?;
-        Ok(crowd.figures)
+        Ok(crowd)
     }
 
     async fn write(&mut self, count: u64) -> Result<()> {
@@ -90,7 +102,7 @@ impl<'a> Crowd<'a> {
 
     /// Opens every socket and reads it to the end of what there is. `sinces`: one for each, or from
     /// nothing.
-    async fn open(
+    pub(super) async fn open(
         &self,
         sinces: Option<Vec<String>>,
         collection: &'static str,
@@ -141,7 +153,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Waits until the server has let go of its sockets.
-    async fn gone(&self) {
+    pub(super) async fn gone(&self) {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
 
@@ -221,7 +233,7 @@ impl<'a> Crowd<'a> {
 
     /// Writes `count` notices by `write` while the sockets listen: the sockets again, the delay of every
     /// telling, and the time until the last.
-    async fn hear<W: Future<Output = Result<()>>>(
+    pub(super) async fn hear<W: Future<Output = Result<()>>>(
         &mut self,
         sockets: Vec<Socket>,
         count: u64,
@@ -263,7 +275,7 @@ impl<'a> Crowd<'a> {
     }
 }
 
-async fn open_patiently(
+pub(super) async fn open_patiently(
     url: &str,
     token: &str,
     since: &str,

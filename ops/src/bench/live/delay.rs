@@ -1,6 +1,7 @@
 //! From the moment a write is sent until its row is in a replica, beside a bare change stream that only
 //! sees the event, timed from the same moment in the same run.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use bson::{RawDocumentBuf, doc};
 use futures::StreamExt as _;
 use mongodb::Database;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use tokio::sync::mpsc;
 
@@ -18,8 +21,9 @@ use crate::bench::stack::{Server, Setup};
 
 /// Writes that are timed, after as many tenths that are not.
 const WRITES: u64 = 500;
-/// Between two looks at the replica: the figures for it are later by half of this.
-const LOOK: Duration = Duration::from_micros(200);
+/// After something was written to the replica's write-ahead log, it is looked at without a pause for so
+/// long: the row is there a moment after the last write.
+const LOOKING: Duration = Duration::from_micros(500);
 /// Between a row and the next write.
 const PAUSE: Duration = Duration::from_millis(4);
 /// A row must be there within this time.
@@ -108,12 +112,32 @@ fn look_for(path: &PathBuf, id: &str, ready: tokio::sync::oneshot::Sender<()>) -
         std::thread::sleep(Duration::from_millis(20));
     };
     let mut select = db.prepare(&sql)?;
+    let mut is_there = || select.query_row([id], |_| Ok(())).optional().map(|row| row.is_some());
+    // Waited for, not looked for: looking often would take the time of those who are measured.
+    let writes = Inotify::init(InitFlags::IN_NONBLOCK)?;
+    writes.add_watch(&beside(path, "-wal"), AddWatchFlags::IN_MODIFY)?;
+    ensure!(!is_there()?, "{id} was there before");
     let _ = ready.send(());
-    while select.query_row([id], |_| Ok(())).optional()?.is_none() {
-        ensure!(Instant::now() < deadline, "{id} does not come");
-        std::thread::sleep(LOOK);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        poll(&mut [PollFd::new(writes.as_fd(), PollFlags::POLLIN)], left)?;
+        let _ = writes.read_events();
+        let written = Instant::now();
+        while written.elapsed() < LOOKING {
+            if is_there()? {
+                return Ok(Instant::now());
+            }
+            std::thread::yield_now();
+        }
+        ensure!(written < deadline, "{id} does not come");
     }
-    Ok(Instant::now())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// The numbers of the notices as a bare change stream sees them, and when.

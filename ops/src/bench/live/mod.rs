@@ -1,6 +1,7 @@
 //! What is live: how long a write takes to be a row in a replica, and what a crowd of push sockets costs
 //! and is told.
 
+mod beside;
 mod crowd;
 mod delay;
 mod notices;

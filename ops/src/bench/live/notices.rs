@@ -12,12 +12,20 @@ use mongodb::options::WriteConcern;
 pub(super) const COLLECTION: &str = "notices";
 /// One that nobody ever writes to.
 pub(super) const QUIET: &str = "quiet";
+/// What those are sent who never read.
+pub(super) const BALLAST: &str = "ballast";
+/// Its documents, and the bytes of each.
+const BALLAST_DOCUMENTS: i32 = 3_000;
+const BALLAST_BYTES: usize = 10_000;
 /// For the server's configuration.
 pub(in super::super) const CONFIGURED: &str = r#"[[collections]]
 name = "notices"
 channels = ["everyone"]
 [[collections]]
 name = "quiet"
+channels = ["everyone"]
+[[collections]]
+name = "ballast"
 channels = ["everyone"]
 "#;
 /// Writes under way at once where speed is wanted.
@@ -28,6 +36,15 @@ pub(super) fn notice(number: u64) -> Result<Document> {
     let number = i64::try_from(number)?;
     let text = "all hands are asked to read this notice to its end; ".repeat(8);
     Ok(doc! { "_id": format!("notice-{number}"), "n": number, "text": text, "open": true })
+}
+
+/// Writes the ballast, once for a database.
+pub(super) async fn write_ballast(database: &Database) -> Result<()> {
+    let text = "x".repeat(BALLAST_BYTES);
+    let all = (0..BALLAST_DOCUMENTS).map(|number| doc! { "_id": number, "text": &text });
+    let ballast = database.collection::<Document>(BALLAST);
+    ballast.insert_many(all).write_concern(WriteConcern::majority()).await?;
+    Ok(())
 }
 
 /// Writes a notice, acknowledged by a majority.

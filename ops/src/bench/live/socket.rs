@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
@@ -28,10 +28,34 @@ impl Socket {
         since: &str,
         collections: &[&str],
     ) -> Result<Self> {
-        let address = url.strip_prefix("http://").context("an address of http")?;
+        let stream = TcpStream::connect(address_of(url)?).await?;
+        Self::over(stream, url, token, since, collections).await
+    }
+
+    /// As [`Socket::open`], with so many bytes for what is not read.
+    pub(super) async fn open_narrow(
+        url: &str,
+        token: &str,
+        since: &str,
+        collections: &[&str],
+        bytes: u32,
+    ) -> Result<Self> {
+        let stream = TcpSocket::new_v4()?;
+        stream.set_recv_buffer_size(bytes)?;
+        let stream = stream.connect(address_of(url)?.parse()?).await?;
+        Self::over(stream, url, token, since, collections).await
+    }
+
+    async fn over(
+        stream: TcpStream,
+        url: &str,
+        token: &str,
+        since: &str,
+        collections: &[&str],
+    ) -> Result<Self> {
+        let address = address_of(url)?;
         let mut request = format!("ws://{address}/api/sync/live").into_client_request()?;
         request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
-        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let config = WebSocketConfig::default().read_buffer_size(4 * 1024).write_buffer_size(0);
         let (stream, _) = client_async_with_config(request, stream, Some(config)).await?;
@@ -80,6 +104,10 @@ impl Socket {
             }
         }
     }
+}
+
+fn address_of(url: &str) -> Result<&str> {
+    url.strip_prefix("http://").context("an address of http")
 }
 
 /// The numbers of the notices in a frame.

@@ -14,10 +14,14 @@ use super::hub::News;
 use super::made::{KEPT_MAX, Made};
 use super::memory::{NEWS_KIB, Purpose, needed};
 use super::pages::{FRAME_BYTES_MAX, LIMIT};
-use crate::log::{Entry, Flow, ReadError};
+use crate::log::{Body, Entry, Flow, ReadError};
 
 /// Stretches that are read at the same time.
 const READS_MAX: usize = 2;
+/// A stretch of so few changes, and so few bytes of documents, is read where it is wanted: it takes less
+/// time than the way to another thread and back.
+const HERE_CHANGES_MAX: u64 = 16;
+const HERE_BYTES_MAX: usize = 32 * 1024;
 
 /// The largest telling that is kept when nobody is being sent it any more: as many as are remembered
 /// hold half of the memory for news, and commits go on being told.
@@ -66,21 +70,36 @@ impl Parts {
         news: News,
         format: Format,
     ) -> Result<Arc<Option<Told>>, ApiError> {
-        let read = move |parts: &Self, memory| parts.read_news(&news, format, memory);
+        if news.through.seq - news.after.seq <= HERE_CHANGES_MAX {
+            let memory = self.live.memory.take(Purpose::News).await;
+            let memory = memory.ok_or_else(ApiError::internal)?;
+            if let Some(told) = self.read_news(&news, format, HERE_BYTES_MAX, memory)? {
+                return Ok(Arc::new(Some(told)));
+            }
+        }
+        let read = move |parts: &Self, memory| parts.read_news(&news, format, usize::MAX, memory);
         self.read_for_frame(Purpose::News, read).await.map(Arc::new)
     }
 
+    /// Nothing where the stretch does not fit a frame or is not complete at its end, or its documents are
+    /// more than `bytes_max`.
     fn read_news(
         &self,
         news: &News,
         format: Format,
+        bytes_max: usize,
         memory: OwnedSemaphorePermit,
     ) -> Result<Option<Told>, ApiError> {
         let News { after, through, channels } = news;
         let Some(channels) = channels else { return Ok(None) };
         let mut writer = PageWriter::begin_with(&self.rules, format, Vec::new(), FRAME_BYTES_MAX);
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0_usize);
         let mut emit = |entry: &Entry<'_>| {
+            let (Body::Upsert(document) | Body::Delete(document)) = entry.body;
+            bytes = bytes.saturating_add(document.as_bytes().len());
+            if bytes > bytes_max {
+                return Flow::Full;
+            }
             let flow = writer.entry(entry);
             count += usize::from(flow == Flow::Took);
             flow
