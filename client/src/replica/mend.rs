@@ -66,12 +66,14 @@ pub(crate) struct Fix {
 impl Replica {
     /// The cursor that readers see, and what each collection adds up to there; `None` before the first
     /// copy, and while another one is under way.
-    /// `tell` is told how many rows of how many are added up.
+    /// The file must be sound. `tell` is told how many rows of how many are added up.
     pub(crate) fn sums(
         &mut self,
         mut tell: impl FnMut(u64, u64),
     ) -> Result<Option<(String, Vec<Sums>)>, ReplicaError> {
         let conn = self.conn.transaction()?;
+        // Rows may all be right and be found by an index that is not.
+        integrity_check(&conn)?;
         let sql = "SELECT cursor FROM _tidewire_state WHERE fill_cursor IS NULL";
         let mut cursors = conn.prepare(sql)?;
         let cursor = cursors.query_map([], |row| row.get::<_, Option<String>>(0))?.next();
@@ -186,11 +188,6 @@ impl Writer {
         };
         if self.progress.fill.is_some() {
             return Ok(None);
-        }
-        // Rows that are wrong by themselves are none of our doing: the file may be wrong elsewhere too, in
-        // an index by which rows are found.
-        if !fixes.is_empty() {
-            self.check()?;
         }
         let stale = |fix: &&Fix| !touched.contains(&(fix.collection.clone(), fix.id.clone()));
         let fixes: Vec<&Fix> = fixes.iter().filter(stale).collect();
