@@ -46,6 +46,10 @@ const _: () = {
 /// The answer to a hello must begin within this time.
 const WELCOME_MAX: Duration = Duration::from_secs(8);
 
+#[cfg(test)]
+#[path = "renewal_tests.rs"]
+mod renewal_tests;
+
 /// The line to a server: its address, and the socket where one is open. Who listens holds the lock.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
@@ -64,6 +68,9 @@ struct Patience {
     grace: Duration,
 }
 
+/// An error about a token is about the one before where it comes so soon after a renewal.
+const RENEWAL_GRACE: Duration = Duration::from_secs(10);
+
 /// In the place of a time.
 const UNKNOWN: i64 = i64::MAX;
 
@@ -72,6 +79,8 @@ const UNKNOWN: i64 = i64::MAX;
 struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     token: Token,
+    /// When it took the place of another one here.
+    renewed: Option<Instant>,
     /// What was told so far reaches to here.
     cursor: String,
     through: Option<Position>,
@@ -142,8 +151,13 @@ impl Line {
         match heard.await {
             Ok(page) => Ok(Heard::Page(Box::new(page))),
             Err(failure) => {
+                let renewed = socket.renewed.is_some_and(|at| at.elapsed() < RENEWAL_GRACE);
                 *open = None;
-                Err(failure)
+                Err(match failure {
+                    // What a pull says of the new one counts.
+                    Failure::Unauthorized(why) if renewed => gone(&why),
+                    failure => failure,
+                })
             }
         }
     }
@@ -185,6 +199,7 @@ impl Line {
         let mut socket = Socket {
             stream,
             token,
+            renewed: None,
             cursor: request.since,
             through: None,
             complete: request.complete,
@@ -216,7 +231,7 @@ impl Socket {
     /// Goes on with another token. A server that does not take it says so in its next frame.
     async fn renew(&mut self, token: Token) -> Result<(), Failure> {
         let auth = serde_json::json!({ "type": "auth", "token": token.reveal() });
-        self.token = token;
+        (self.token, self.renewed) = (token, Some(Instant::now()));
         self.say(auth.to_string()).await
     }
 
