@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
 
 use super::ReplicaError;
 use super::apply::{Batch, Partial, Progress};
@@ -26,6 +26,8 @@ const CACHE_KIB: i64 = 16_000;
 const WAL_BYTES_KEPT: i64 = 32 << 20;
 /// How long another program's lock is waited for.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a reader is waited for that holds what is wiped.
+const WIPE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements that stay prepared.
 const STATEMENTS_MAX: usize = 256;
 /// A file up to this size is checked at every start …
@@ -78,8 +80,8 @@ enum Found {
 }
 
 impl Writer {
-    /// Opens or makes the replica at `path` for `identity`. A damaged one is put aside (`.damaged`)
-    /// and begun anew; another subject's is wiped; what came from none of these servers is copied
+    /// Opens or makes the replica at `path` for `identity`. A damaged one is put aside (`.damaged`),
+    /// or removed where it may be another subject's, and begun anew; another subject's is wiped; what came from none of these servers is copied
     /// anew beside the old data.
     pub(crate) fn open(path: &Path, identity: &Identity) -> Result<Self, ReplicaError> {
         let path = real_path(path)?;
@@ -87,7 +89,7 @@ impl Writer {
         let lock = take_lock(&path)?;
         let mut writer = match found {
             Found::Nothing => Self::create(&path, lock)?,
-            Found::Damaged => Self::anew(&path, lock)?,
+            Found::Damaged => Self::anew(&path, lock, &identity.subject)?,
             Found::Replica => match Self::existing(&path) {
                 Ok((conn, catalog, progress, was_killed)) => {
                     let (changed, touched) = (Gathering::default(), Touched::default());
@@ -106,7 +108,7 @@ impl Writer {
                 }
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "the replica is damaged: it is made anew");
-                    Self::anew(&path, lock)?
+                    Self::anew(&path, lock, &identity.subject)?
                 }
                 Err(error) => return Err(error),
             },
@@ -118,11 +120,11 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Puts the damaged file aside and begins anew, without giving up the lock.
+    /// Puts the damaged file aside, or away, and begins anew, without giving up the lock.
     pub(crate) fn recreate(self, identity: &Identity) -> Result<Self, ReplicaError> {
         let Self { conn, path, lock, .. } = self;
         drop(conn);
-        let mut writer = Self::anew(&path, lock)?;
+        let mut writer = Self::anew(&path, lock, &identity.subject)?;
         writer.belong_to(identity)?;
         Ok(writer)
     }
@@ -138,7 +140,7 @@ impl Writer {
         // A token that does not say whose it is will be refused by the server; it wipes nothing.
         if stored.sub.is_some() && subject.sub.is_some() && stored != *subject {
             tracing::info!("another subject has signed in: the former one's data is wiped");
-            self.wipe()?;
+            self.wipe(&stored)?;
         } else if server.is_some_and(|stored| !identity.knows_one_of(&stored)) {
             tracing::info!("other servers: copying anew beside the old data");
             self.begin_fill()?;
@@ -190,9 +192,23 @@ impl Writer {
         Ok(())
     }
 
-    fn anew(path: &Path, lock: File) -> Result<Self, ReplicaError> {
-        set_aside(path)?;
+    fn anew(path: &Path, lock: File, subject: &Subject) -> Result<Self, ReplicaError> {
+        let is_its_own = subject_of(path).is_ok_and(|stored| stored == *subject);
+        if is_its_own {
+            set_aside(path)?
+        } else {
+            remove(path)?
+        }
         Self::create(path, lock)
+    }
+
+    /// Moves all of the write-ahead log into the file; true where a reader keeps it from that.
+    fn checkpoint(&self) -> Result<bool, ReplicaError> {
+        self.conn.busy_timeout(WIPE_TIMEOUT)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let blocked = self.conn.query_row(sql, [], |row| row.get(0))?;
+        self.conn.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(blocked)
     }
 
     fn create(path: &Path, lock: File) -> Result<Self, ReplicaError> {
@@ -243,8 +259,9 @@ impl Writer {
     }
 
     /// Removes every trace of the former subject. Programs that have the file open see its tables
-    /// vanish.
-    fn wipe(&mut self) -> Result<(), ReplicaError> {
+    /// vanish. Until all of it is gone the file says that it is the former subject's: who opens it after
+    /// a wipe that was cut short or blocked wipes again.
+    fn wipe(&mut self, former: &Subject) -> Result<(), ReplicaError> {
         // Freed pages are overwritten with zeros.
         self.conn.pragma_update(None, "secure_delete", true)?;
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
@@ -260,11 +277,14 @@ impl Writer {
              DELETE FROM _tidewire_state;",
         )?;
         schema::first_state(&self.conn)?;
+        let keep = "UPDATE _tidewire_state SET issuer = ?1, subject = ?2";
+        self.conn.execute(keep, params![former.iss, former.sub])?;
         self.conn.execute_batch("COMMIT; VACUUM")?;
-        self.conn.busy_timeout(Duration::from_secs(5))?;
-        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
-        let blocked: bool = self.conn.query_row(sql, [], |row| row.get(0))?;
-        self.conn.busy_timeout(BUSY_TIMEOUT)?;
+        let mut blocked = self.checkpoint()?;
+        if !blocked {
+            self.conn.execute(keep, params![None::<&str>, None::<&str>])?;
+            blocked = self.checkpoint()?;
+        }
         self.conn.pragma_update(None, "secure_delete", false)?;
         remove_if_there(&beside(&self.path, ".damaged"))?;
         self.reload()?;
@@ -272,6 +292,13 @@ impl Writer {
         self.touched.anything();
         if blocked { Err(ReplicaError::WipeBlocked(self.path.clone())) } else { Ok(()) }
     }
+}
+
+/// Whose replica the file says it is, damaged as it may be.
+fn subject_of(path: &Path) -> rusqlite::Result<Subject> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let read = "SELECT issuer, subject FROM _tidewire_state";
+    conn.query_row(read, [], |row| Ok(Subject { iss: row.get(0)?, sub: row.get(1)? }))
 }
 
 /// Whether a client keeps the replica at `path`.
@@ -358,6 +385,14 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
         .and_then(|()| lock.write_all(mark.as_bytes()))
         .map_err(io_at(&lock_path))?;
     Ok(lock)
+}
+
+/// Removes a damaged replica, and an older one that was put aside.
+fn remove(path: &Path) -> Result<(), ReplicaError> {
+    for suffix in ["-wal", "-shm", ".damaged", ""] {
+        remove_if_there(&beside(path, suffix))?;
+    }
+    Ok(())
 }
 
 /// Moves a damaged replica out of the way; an older one that lies there goes.

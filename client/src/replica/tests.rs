@@ -1,6 +1,6 @@
 //! The replica's promises, each against a real file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
@@ -277,6 +277,63 @@ fn another_subject_finds_nothing_of_the_first() {
         let found = bytes.windows(13).any(|window| window == b"canary-of-ada");
         assert!(!found, "{} still holds the first subject's data", path.display());
     }
+}
+
+/// The files beside `path` that hold the first subject's data.
+fn holders(folder: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let holds = |path: &PathBuf| {
+        std::fs::read(path).unwrap().windows(13).any(|window| window == b"canary-of-ada")
+    };
+    paths.filter(holds).collect()
+}
+
+fn filled_by_ada(path: &Path) {
+    let mut writer = open(path);
+    let rows: Vec<_> = (0..2_000)
+        .map(|n| upsert("u", &format!("id{n}"), n + 1, r#"{"t":"canary-of-ada"}"#))
+        .collect();
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    writer.close(None).unwrap();
+}
+
+#[test]
+fn another_subject_finds_nothing_of_the_first_in_a_damaged_file_either() {
+    // The header, and rows.
+    for place_of_damage in [0_usize, 40_000] {
+        for (subject, may_be_kept) in [("bob", false), ("ada", true)] {
+            let (folder, path) = place();
+            filled_by_ada(&path);
+            let mut bytes = std::fs::read(&path).unwrap();
+            for byte in &mut bytes[place_of_damage..place_of_damage + 2_000] {
+                *byte ^= 0x5a;
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let writer = Writer::open(&path, &identity(subject)).unwrap();
+            assert_eq!(writer.resume(), super::Resume::default());
+            let kept = holders(folder.path());
+            if may_be_kept && place_of_damage > 0 {
+                assert_eq!(kept, [folder.path().join("replica.db.damaged")], "it is ada's own");
+            } else {
+                assert_eq!(kept, Vec::<PathBuf>::new(), "{subject}, damage at {place_of_damage}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wipe_that_a_reader_blocked_is_done_at_the_next_start() {
+    let (folder, path) = place();
+    filled_by_ada(&path);
+    let reader = stranger(&path);
+    reader.execute_batch("BEGIN; SELECT count(*) FROM u").unwrap();
+    for _ in 0..2 {
+        let refused = Writer::open(&path, &identity("bob"));
+        assert!(matches!(refused, Err(ReplicaError::WipeBlocked(_))), "{refused:?}");
+    }
+    reader.execute_batch("COMMIT").unwrap();
+    let _writer = Writer::open(&path, &identity("bob")).unwrap();
+    assert_eq!(holders(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]
