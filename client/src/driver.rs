@@ -326,11 +326,7 @@ impl<T: Transport> Driver<T> {
                 self.verify(Some(wants), store);
                 None
             }
-            Order::Rebuild => {
-                self.hands.page = None;
-                self.hands.listing = None;
-                self.event(Event::Rebuild, store).await
-            }
+            Order::Rebuild => self.rebuild(store).await,
             Order::SetToken(token) => {
                 self.source = TokenSource::Given(token.clone());
                 self.set_token(token, store).await
@@ -399,6 +395,13 @@ impl<T: Transport> Driver<T> {
         }
     }
 
+    /// Copies everything anew. What is on its way is of no use any more.
+    async fn rebuild(&mut self, store: &Store) -> Option<Ended> {
+        self.hands.page = None;
+        self.hands.listing = None;
+        self.event(Event::Rebuild, store).await
+    }
+
     /// Begins to compare the replica with the server's digests, beside everything else.
     fn verify(&mut self, wants: Option<Wants>, store: &Store) {
         if let Some(due) = &mut self.hands.due {
@@ -449,7 +452,7 @@ impl<T: Transport> Driver<T> {
             wants.send(found).ok();
         }
         if too_much && by_itself {
-            return self.event(Event::Rebuild, store).await;
+            return self.rebuild(store).await;
         }
         None
     }

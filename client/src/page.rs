@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use tidewire_protocol::digest::RangePage;
+use tidewire_protocol::digest::{RangePage, range_of};
 use tidewire_protocol::{Change, ChangeKind, Position, PullPage};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -63,6 +63,29 @@ pub(crate) struct RowRef<'a> {
     pub(crate) position: Position,
     /// On a delete: why the document, which is not gone, can't be had.
     pub(crate) quarantined: Option<&'a str>,
+}
+
+/// Ranges of a collection that are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) collection: &'a str,
+    pub(crate) depth: u8,
+    /// Ascending.
+    pub(crate) ranges: &'a [u32],
+    /// Where the digest stood that they differ from.
+    pub(crate) position: Position,
+}
+
+impl Asked<'_> {
+    fn is_told_by(&self, told: &RangePage<'_>) -> bool {
+        let holds = |change: &Change<'_>| {
+            let range = range_of(change.mongo_id.as_bytes(), self.depth);
+            change.collection == self.collection && self.ranges.binary_search(&range).is_ok()
+        };
+        told.collection == self.collection
+            && (told.depth, told.position) == (self.depth, self.position)
+            && told.changes.iter().all(holds)
+    }
 }
 
 /// A collection that has changes in the page.
@@ -143,12 +166,18 @@ impl Page {
     /// Reads and checks an answer of `GET /api/sync/range`: the documents of it, and the next `from`.
     ///
     /// # Errors
-    /// As [`Page::decode`].
-    pub(crate) fn decode_range(mut text: String) -> Result<(Self, Option<String>), PageError> {
+    /// As [`Page::decode`]; also where it tells something else than was asked.
+    pub(crate) fn decode_range(
+        mut text: String,
+        asked: &Asked<'_>,
+    ) -> Result<(Self, Option<String>), PageError> {
         let told: RangePage<'_> =
             serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
         if !told.success {
             return Err(PageError("success is false".to_owned()));
+        }
+        if !asked.is_told_by(&told) {
+            return Err(PageError("it is not of the ranges that were asked for".to_owned()));
         }
         let mut changes = told.changes;
         changes.sort_by_key(|change| change.position);
@@ -412,5 +441,27 @@ mod tests {
         for end in 0..good.len() {
             assert!(Page::decode(good[..end].to_owned()).is_err());
         }
+    }
+
+    #[test]
+    fn ranges_that_were_not_asked_for_are_refused() {
+        let rows = [change("upsert", r#""a""#, 1, r#","payload":{}"#)].join(",");
+        let text = |collection: &str, depth: u8, position: u64| {
+            format!(
+                r#"{{"success":true,"serverTime":"","collection":"{collection}","position":"{position:016x}.00000000","depth":{depth},"changes":[{rows}],"next":null}}"#
+            )
+        };
+        let (depth, position) = (4, Position::new(9, 0));
+        let range = range_of(b"a", depth);
+        let asked = Asked { collection: "users", depth, ranges: &[range], position };
+        let decode = |text: String, asked: &Asked<'_>| Page::decode_range(text, asked).is_ok();
+        assert!(decode(text("users", 4, 9), &asked));
+        assert!(!decode(text("plans", 4, 9), &asked), "another collection");
+        assert!(!decode(text("users", 5, 9), &asked), "cut in another way");
+        assert!(!decode(text("users", 4, 8), &asked), "at another moment");
+        let other = Asked { ranges: &[(range + 1) % 16], ..asked };
+        assert!(!decode(text("users", 4, 9), &other), "another range");
+        let plans = Asked { collection: "plans", ..asked };
+        assert!(!decode(text("plans", 4, 9), &plans), "a row of another collection");
     }
 }

@@ -13,14 +13,12 @@ use crate::status::Status;
 use crate::store::Command;
 use crate::token::Token;
 use crate::transport::Failure;
-use crate::transport::digest::{Digests, RangesOf};
+use crate::transport::digest::{Digests, PARTS_MAX, RangesOf};
 
 /// Ranges that are asked for at a time.
 const RANGES_MAX: usize = 128;
 /// Wrong rows that are held in memory, in bytes; with more a new copy is cheaper.
 const FIXES_BYTES_MAX: usize = 64 << 20;
-/// Parts of one answer.
-const PARTS_MAX: usize = 100_000;
 
 /// What a comparison with the server found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,14 +105,20 @@ impl Comparison {
         tell: impl FnMut(u64),
     ) -> Result<(), VerifyError> {
         let Sums { collection, depth, digest } = ours;
-        let mut of =
-            RangesOf { collection, at: cursor.to_owned(), depth, ranges: Vec::new(), from: None };
-        let theirs = self.server.digest(of.clone(), &self.token, tell).await?;
+        let mut of = RangesOf {
+            collection,
+            at: cursor.to_owned(),
+            depth,
+            ranges: Vec::new(),
+            from: None,
+            position: None,
+        };
+        let theirs = self.server.digest(&mut of, &self.token, tell).await?;
         let differing = digest.differing(&theirs);
         for ranges in differing.chunks(RANGES_MAX) {
             (of.ranges, of.from) = (ranges.to_vec(), None);
             let (mut right, mut bytes) = (Vec::new(), 0);
-            for _ in 0..PARTS_MAX {
+            loop {
                 let (page, next) = self.server.range(&of, &self.token).await?;
                 bytes += page.bytes();
                 if bytes > FIXES_BYTES_MAX {
@@ -125,11 +129,13 @@ impl Comparison {
                 if of.from.is_none() {
                     break;
                 }
+                if right.len() >= PARTS_MAX {
+                    let endless = "ranges without an end".to_owned();
+                    return Err(Failure::Garbage(endless).into());
+                }
             }
-            let found = self.fixes(&of, right).await?;
-            let held: usize = found.iter().map(bytes_of).sum();
-            fixes.extend(found);
-            if held + fixes.iter().map(bytes_of).sum::<usize>() > FIXES_BYTES_MAX {
+            fixes.extend(self.fixes(&of, right).await?);
+            if fixes.iter().map(bytes_of).sum::<usize>() > FIXES_BYTES_MAX {
                 return Err(VerifyError::TooMuch);
             }
         }

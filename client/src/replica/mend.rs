@@ -189,8 +189,8 @@ impl Writer {
         if self.progress.fill.is_some() {
             return Ok(None);
         }
-        let stale = |fix: &&Fix| !touched.contains(&(fix.collection.clone(), fix.id.clone()));
-        let fixes: Vec<&Fix> = fixes.iter().filter(stale).collect();
+        let untouched = |fix: &&Fix| !touched.contains(&(fix.collection.clone(), fix.id.clone()));
+        let fixes: Vec<&Fix> = fixes.iter().filter(untouched).collect();
         self.guarded(|writer| {
             writer.begin()?;
             for fix in &fixes {

@@ -3,15 +3,16 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use tidewire_protocol::Position;
 use tidewire_protocol::digest::{CollectionDigest, DigestPage};
 
 use super::Failure;
 use super::pull::{ANSWER_BYTES_MAX, HttpPull, json_body};
-use crate::page::Page;
+use crate::page::{Asked, Page};
 use crate::token::Token;
 
-/// Parts of a collection's digest: far more than any log has.
-const PARTS_MAX: usize = 100_000;
+/// Parts of one answer: far more than any log has.
+pub(crate) const PARTS_MAX: usize = 100_000;
 /// Time for a part to be begun, beyond a pull's: they are made one at a time, for all clients.
 const TURN_MAX: Duration = Duration::from_secs(60);
 
@@ -30,22 +31,26 @@ pub(crate) struct RangesOf {
     pub(crate) ranges: Vec<u32>,
     /// The last part's `next`.
     pub(crate) from: Option<String>,
+    /// Where the cursor stands, once the server has said it.
+    pub(crate) position: Option<Position>,
 }
 
 impl Digests {
     /// What a collection must add up to; `tell` is told how many documents are added up.
     pub(crate) async fn digest(
         &self,
-        mut of: RangesOf,
+        of: &mut RangesOf,
         token: &Token,
         mut tell: impl FnMut(u64),
     ) -> Result<CollectionDigest, Failure> {
         let mut digest = CollectionDigest::new(of.depth);
         for _ in 0..PARTS_MAX {
-            let body = self.ask("digest", &of, token).await?;
+            let body = self.ask("digest", of, token).await?;
             let part: DigestPage<'_> = serde_json::from_slice(&body)
                 .map_err(|error| Failure::Garbage(format!("a digest: {error}")))?;
-            if !part.success || !digest.add_part(part.depth, &part.ranges) {
+            let at = *of.position.get_or_insert(part.position);
+            let is_of_it = part.success && part.collection == of.collection && part.position == at;
+            if !is_of_it || !digest.add_part(part.depth, &part.ranges) {
                 return Err(Failure::Garbage("a digest that is cut in another way".to_owned()));
             }
             tell(digest.total().count);
@@ -66,7 +71,13 @@ impl Digests {
         let body = self.ask("range", of, token).await?;
         let text = String::from_utf8(body)
             .map_err(|_| Failure::Garbage("an answer that is not UTF-8".to_owned()))?;
-        Page::decode_range(text).map_err(|error| Failure::Garbage(error.to_string()))
+        let asked = Asked {
+            collection: &of.collection,
+            depth: of.depth,
+            ranges: &of.ranges,
+            position: of.position.unwrap_or(Position::ZERO),
+        };
+        Page::decode_range(text, &asked).map_err(|error| Failure::Garbage(error.to_string()))
     }
 
     async fn ask(&self, route: &str, of: &RangesOf, token: &Token) -> Result<Vec<u8>, Failure> {
