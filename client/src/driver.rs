@@ -390,7 +390,10 @@ impl<T: Transport> Driver<T> {
                 Some(Reply::Applied(applied, status)) => {
                     self.hands.pulls.applied(applied.complete, status.last_sync.as_ref());
                 }
-                Some(Reply::Past { .. } | Reply::Opened(..) | Reply::Listed) => {}
+                Some(Reply::Past { was_killed, verified_ms }) => {
+                    self.hands.due = Some(Due::new(was_killed, verified_ms));
+                }
+                Some(Reply::Opened(..) | Reply::Listed) => {}
             }
         }
     }
@@ -441,6 +444,7 @@ impl<T: Transport> Driver<T> {
             }
             Err(error) => {
                 tracing::info!(%error, "the replica could not be compared");
+                store.send(Command::ForgetComparison).await;
                 if matches!(error, VerifyError::Replica(error) if error.is_damage()) {
                     store.send(Command::Check).await;
                 }

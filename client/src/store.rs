@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Belong(Subject),
     /// From now on rows that change are noted.
     BeginComparison(oneshot::Sender<()>),
+    /// It came to no end: rows that change are not noted any more. Not answered.
+    ForgetComparison,
     /// Mends what a comparison found; how many rows, or nothing where it means nothing any more.
     Mend(Vec<Fix>, oneshot::Sender<Result<Option<u64>, ReplicaError>>),
     /// Who reads found the file damaged: look for oneself. Not answered.
@@ -236,6 +238,10 @@ impl Thread {
             Command::BeginComparison(begun) => {
                 writer.begin_comparison();
                 begun.send(()).ok();
+                None
+            }
+            Command::ForgetComparison => {
+                writer.forget_comparison();
                 None
             }
             Command::Mend(fixes, mended) => {

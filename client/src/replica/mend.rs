@@ -168,6 +168,11 @@ impl Writer {
         self.touched = Touched::Rows(HashSet::new());
     }
 
+    /// Nobody compares any more.
+    pub(crate) fn forget_comparison(&mut self) {
+        self.touched = Touched::Unwatched;
+    }
+
     /// Looks through all of the file.
     ///
     /// # Errors

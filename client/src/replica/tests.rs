@@ -546,3 +546,15 @@ fn the_time_of_the_last_comparison_outlives_the_client() {
     writer.close(None).unwrap();
     assert!(open(&path).verified_ms >= made);
 }
+
+#[test]
+fn a_comparison_that_came_to_no_end_notes_nothing_more() {
+    let (_folder, path) = place();
+    filled(&path);
+    let mut writer = open(&path);
+    writer.begin_comparison();
+    writer.forget_comparison();
+    writer.apply(&page(&[upsert("u", "new", 3_000, "{}")], "p2", false, true)).unwrap();
+    assert!(matches!(writer.touched, super::mend::Touched::Unwatched), "{:?}", writer.touched);
+    assert_eq!(writer.mend(&[]).unwrap(), None, "there is nothing to be mended by");
+}

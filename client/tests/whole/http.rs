@@ -195,3 +195,27 @@ async fn what_is_no_address_is_refused_at_once() {
         assert_eq!(error.exit_code(), 2, "{address}: {error}");
     }
 }
+
+#[tokio::test]
+async fn a_token_that_is_set_at_the_start_does_not_hide_that_the_last_client_was_killed() {
+    let place = Place::new();
+    let server = Server::start([json(200, &first())]).await;
+    place.client(&server).sync_once().await.unwrap();
+    // As a client leaves it that was killed.
+    let file = rusqlite::Connection::open(place.db()).unwrap();
+    file.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
+    file.execute_batch("UPDATE _tidewire_state SET clean = 0").unwrap();
+    drop(file);
+    for _ in 0..3 {
+        server.push(json(200, &page(&[], "c1", false, true)));
+    }
+    let client = place.client(&server).start().unwrap();
+    client.set_token(Token::new(&format!("{}y", token("ada")))).await.unwrap();
+    for pulls in 1.. {
+        server.pulled(pulls).await;
+        if server.asked().iter().any(|asked| asked.uri.starts_with("/api/sync/digest?")) {
+            break;
+        }
+    }
+    client.stop().await.unwrap();
+}

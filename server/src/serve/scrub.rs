@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -56,13 +57,17 @@ struct CollectionAnswer {
 
 pub(super) async fn ask(
     State(parts): State<Arc<Parts>>,
-    Query(asked): Query<Asked>,
+    asked: Result<Query<Asked>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<ScrubAnswer>), ApiError> {
     if headers.contains_key(header::ORIGIN) {
         let message = "a page in a browser may not ask for a scrub";
         return Err(ApiError::new(ErrorCode::Forbidden, message, "use tidewire-ops scrub"));
     }
+    let Query(asked) = asked.map_err(|error| {
+        let remedy = "send nothing, or collections once: names with commas between them";
+        ApiError::new(ErrorCode::BadRequest, format!("the query: {}", error.body_text()), remedy)
+    })?;
     let names = asked.collections.as_deref().map(|names| names.split(',').map(str::to_owned));
     let collections: Option<Vec<String>> = names.map(Iterator::collect);
     let unknown = collections.iter().flatten().find(|name| parts.rules.get(name).is_none());

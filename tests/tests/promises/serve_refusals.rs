@@ -295,3 +295,11 @@ async fn who_floods_is_told_to_wait_whatever_it_asks_and_nobody_else_is() {
     assert!(statuses.contains(&429), "{statuses:?}");
     served.pull("bob", "").await;
 }
+
+#[tokio::test]
+async fn a_scrub_asked_for_by_a_query_that_makes_no_sense_is_refused_with_the_same_body() {
+    let served = filled().await;
+    let url = format!("{}/scrub?collections=plans&collections=vault", served.admin_url);
+    let answer = served.http.post(url).send().await.expect("an answer");
+    refused(answer, 400, "bad_request", "collections twice").await;
+}
