@@ -8,8 +8,8 @@ use anyhow::Result;
 use mongodb::Database;
 use tokio::task::JoinSet;
 
-use super::crowd::{Crowd, OPENED_AT_ONCE, open_patiently};
-use super::notices::{BALLAST, COLLECTION, write_at_intervals, write_ballast};
+use super::crowd::{Crowd, OPENED_AT_ONCE, open_patiently, try_to_open};
+use super::notices::{BALLAST, COLLECTION, QUIET, write_at_intervals, write_ballast};
 use super::quantile;
 use super::socket::Socket;
 use crate::bench::report::{self, Aim, Figure};
@@ -72,37 +72,36 @@ impl<'a> Crowd<'a> {
         Ok(opened)
     }
 
-    /// A hundred healthy sockets while all others, who were cut, come again, spread as a server that
-    /// drains spreads them. Gives all of them back.
-    pub(super) async fn come_again(&mut self, sockets: Vec<Socket>) -> Result<Vec<Socket>> {
-        let (healthy, others): (Vec<_>, Vec<_>) =
-            sockets.into_iter().partition(|socket| socket.user < HEALTHY);
-        let cut: Vec<_> = others.iter().map(|gone| (gone.user, gone.cursor.clone())).collect();
-        drop(others);
-        self.gone().await;
+    /// A hundred healthy sockets while others come again with their cursors, spread as a server that
+    /// drains spreads them. They watch what nobody writes to: what they cost is their coming.
+    pub(super) async fn come_again(&mut self, sinces: Vec<String>) -> Result<()> {
+        let mut healthy = Vec::with_capacity(HEALTHY);
+        for token in self.tokens.iter().take(HEALTHY) {
+            healthy.push(open_patiently(self.server.url(), token, "0", COLLECTION).await?);
+        }
         let (healthy, alone) = self.late(healthy, NOTICES).await?;
-        let seconds = (cut.len() / RETRIES_PER_SECOND).max(RETRY_SECONDS_MIN);
+        let count = sinces.len();
+        let seconds = (count / RETRIES_PER_SECOND).max(RETRY_SECONDS_MIN);
         let mut coming = JoinSet::new();
-        let count = cut.len();
-        for (user, since) in cut {
+        for (user, since) in sinces.into_iter().enumerate() {
             let (url, tokens) = (self.server.url().to_owned(), Arc::clone(&self.tokens));
             let after = Duration::from_millis(rand::random_range(0..seconds as u64 * 1_000));
             coming.spawn(async move {
                 tokio::time::sleep(after).await;
-                let mut socket = open_patiently(&url, &tokens[user], &since, COLLECTION).await?;
-                socket.user = user;
-                anyhow::Ok(socket)
+                try_to_open(&url, &tokens[user], &since, QUIET).await
             });
         }
         let notices = Duration::from_secs(seconds as u64).as_millis() / INTERVAL.as_millis();
-        let (mut all, beside) = self.late(healthy, u64::try_from(notices)?).await?;
+        let (healthy, beside) = self.late(healthy, u64::try_from(notices)?).await?;
+        let mut others = Vec::with_capacity(count);
         while let Some(socket) = coming.join_next().await {
-            all.push(socket??);
+            others.push(socket??);
         }
+        drop((healthy, others));
         let name = format!("p99 of {HEALTHY} while {count} come again");
         let base = format!(", over {seconds} s");
         self.figures.push(slower(&name, &[alone], &[beside], &base));
-        Ok(all)
+        Ok(())
     }
 
     /// The delay of the slowest of a hundred tellings.

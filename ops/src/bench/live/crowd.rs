@@ -64,12 +64,13 @@ impl<'a> Crowd<'a> {
         count: usize,
     ) -> Result<Vec<Figure>> {
         let mut crowd = Self::start(database, setup, &format!("log-{count}"), count).await?;
-        crowd.fresh().await?;
+        let sinces = crowd.fresh().await?;
         let sockets = crowd.after_catch_up().await?;
         let sockets = crowd.delays(sockets).await?;
         let sockets = crowd.rate(sockets).await?;
-        let sockets = crowd.come_again(sockets).await?;
         crowd.reconnect(sockets).await?;
+        crowd.gone().await;
+        crowd.come_again(sinces).await?;
         crowd.server.stop().await?;
         Ok(crowd.figures)
     }
@@ -128,14 +129,14 @@ impl<'a> Crowd<'a> {
         Ok(sockets)
     }
 
-    /// Sockets that were never told anything.
-    async fn fresh(&mut self) -> Result<()> {
+    /// Sockets that were never told anything; gives their cursors.
+    async fn fresh(&mut self) -> Result<Vec<String>> {
         let before = self.server.memory()?;
         let sockets = self.open(None, QUIET, OPENED_AT_ONCE).await?;
         self.memory("memory of a fresh idle socket", before)?;
-        drop(sockets);
+        let sinces = sockets.into_iter().map(|socket| socket.cursor).collect();
         self.gone().await;
-        Ok(())
+        Ok(sinces)
     }
 
     /// Sockets that were told all of the backlog.
@@ -275,7 +276,18 @@ impl<'a> Crowd<'a> {
     }
 }
 
+/// Opens a socket and reads it to the end of what there is.
 pub(super) async fn open_patiently(
+    url: &str,
+    token: &str,
+    since: &str,
+    collection: &'static str,
+) -> Result<Socket> {
+    try_to_open(url, token, since, collection).await?.caught_up().await
+}
+
+/// Opens a socket, again where a server has all the connections that it can bear.
+pub(super) async fn try_to_open(
     url: &str,
     token: &str,
     since: &str,
@@ -285,7 +297,7 @@ pub(super) async fn open_patiently(
     loop {
         let opened = Socket::open(url, token, since, &[collection]).await;
         match opened {
-            Ok(socket) => return socket.caught_up().await,
+            Ok(socket) => return Ok(socket),
             Err(error) if tries >= TRIES_MAX => return Err(error).context("open a socket"),
             Err(_) => tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await,
         }
