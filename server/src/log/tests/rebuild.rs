@@ -236,3 +236,38 @@ fn damage_in_any_table_is_found_at_open_or_by_a_check() {
         }
     }
 }
+
+#[test]
+fn a_rebuilt_log_has_in_quarantine_what_the_old_one_had() {
+    let mut rng = StdRng::seed_from_u64(11);
+    let mut source = Source::new();
+    source.write(&mut rng);
+    let writer = source.writer();
+    let users = writer.collection(COLLECTIONS[0]).unwrap();
+    let id = rawdoc! { "_id": 3 };
+    let key = sort_key(id.get("_id").unwrap().unwrap());
+    let time = writer.tail().high_water + (1 << 20);
+    let mut aside = NewAside {
+        position: Position::new(time, 0),
+        wall_time_ms: 0,
+        collection: users,
+        reason: "odd",
+        size: 1,
+        rules: 0,
+    };
+    writer.set_aside(&aside, &key, &id, "3").unwrap();
+    aside.position.ordinal = 1;
+    writer.set_aside_unknown(&aside, b"digest", "odd one").unwrap();
+    writer.set_tail(TailState { resume_token: None, high_water: time }).unwrap();
+    writer.commit().unwrap();
+    let listed = source.reader.quarantine().unwrap();
+    assert_eq!(listed.len(), 2);
+    source.writer = None;
+    let dir = source.dir.path();
+    let rebuilt = rebuild(dir, &mut |_, _| {}).unwrap();
+    assert_eq!((rebuilt.lost, rebuilt.cursors_go_on), (0, true));
+    let (mut writer, reader) = Writer::open(dir, &options()).unwrap();
+    assert_eq!(reader.quarantine().unwrap(), listed);
+    let users = writer.collection(COLLECTIONS[0]).unwrap();
+    assert!(writer.latest(users, &key).unwrap().is_some_and(|latest| latest.set_aside.is_some()));
+}
