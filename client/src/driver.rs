@@ -238,6 +238,14 @@ impl<T: Transport> Driver<T> {
             Ok(Heard::Page(page)) => {
                 let head = page.head().clone();
                 self.show_progress(head.progress);
+                tracing::debug!(
+                    through = %head.checkpoint,
+                    last = page.last_position().map(tracing::field::display),
+                    count = head.count,
+                    complete = head.complete,
+                    has_more = head.has_more,
+                    "a page came"
+                );
                 self.hands.page = Some(*page);
                 Event::Fetched { head, took }
             }
@@ -437,7 +445,7 @@ impl<T: Transport> Driver<T> {
                     due.done(now_ms());
                 }
                 let Verified { differences, mended, .. } = verified;
-                if *differences > 0 {
+                if *mended > 0 {
                     tracing::warn!(differences, mended, "the replica differed, and was mended");
                 }
                 self.watch.send_modify(|status| status.verified = Some(verified.clone()));

@@ -84,10 +84,12 @@ impl Comparison {
         }
         let differences = fixes.len() as u64;
         for fix in &fixes {
-            tracing::warn!(
+            tracing::info!(
                 collection = fix.collection,
                 id = fix.id,
-                "a row was not as it should be"
+                held = fix.held,
+                right = fix.row.as_ref().map(|(_, _, position)| position),
+                "a row is not as it should be, or has changed meanwhile"
             );
         }
         let (mended, mends) = oneshot::channel();

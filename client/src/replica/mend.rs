@@ -59,6 +59,8 @@ pub(crate) struct Sums {
 pub(crate) struct Fix {
     pub(crate) collection: String,
     pub(crate) id: String,
+    /// The position of the row as it is; `None`: there is none.
+    pub(crate) held: Option<String>,
     /// Payload, `updatedAt`, position; `None`: the row must go.
     pub(crate) row: Option<(String, String, String)>,
 }
@@ -89,7 +91,7 @@ impl Replica {
         for (entry, rows) in counted {
             let depth = depth_for(rows);
             let mut digest = CollectionDigest::new(depth);
-            each_row(&conn, &entry.table, |id, document| {
+            each_row(&conn, &entry.table, |id, document, _| {
                 digest.add(id, document);
                 done += 1;
                 tell(done, total);
@@ -115,28 +117,29 @@ impl Replica {
             }
         }
         let mut fixes = Vec::new();
-        let mut fix = |id: &str, row| {
-            fixes.push(Fix { collection: collection.to_owned(), id: id.to_owned(), row });
+        let mut fix = |id: &str, held, row| {
+            fixes.push(Fix { collection: collection.to_owned(), id: id.to_owned(), held, row });
         };
         let entries = catalog::entries(&self.conn)?;
         let table = entries.iter().find(|entry| entry.live && entry.collection == collection);
         if let Some(entry) = table {
-            each_row(&self.conn, &entry.table, |id, document| {
+            each_row(&self.conn, &entry.table, |id, document, position| {
                 if ranges.binary_search(&range_of(id, depth)).is_err() {
                     return;
                 }
                 let id = String::from_utf8_lossy(id);
+                let held = Some(String::from_utf8_lossy(position).into_owned());
                 match missing.remove(id.as_ref()) {
                     Some((wanted, ..)) if wanted.as_bytes() == document => {}
                     Some((wanted, at, position)) => {
-                        fix(&id, Some((wanted.to_owned(), at.to_owned(), position)));
+                        fix(&id, held, Some((wanted.to_owned(), at.to_owned(), position)));
                     }
-                    None => fix(&id, None),
+                    None => fix(&id, held, None),
                 }
             })?;
         }
         for (id, (wanted, at, position)) in missing {
-            fix(id, Some((wanted.to_owned(), at.to_owned(), position)));
+            fix(id, None, Some((wanted.to_owned(), at.to_owned(), position)));
         }
         Ok(fixes)
     }
@@ -151,13 +154,13 @@ fn depth_for(rows: u64) -> u8 {
 fn each_row(
     conn: &Connection,
     table: &str,
-    mut each: impl FnMut(&[u8], &[u8]),
+    mut each: impl FnMut(&[u8], &[u8], &[u8]),
 ) -> Result<(), ReplicaError> {
-    let mut rows = conn.prepare(&format!("SELECT _id, _doc FROM {}", quote(table)))?;
+    let mut rows = conn.prepare(&format!("SELECT _id, _doc, _position FROM {}", quote(table)))?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let bytes = |at| row.get_ref(at).map(|value| value.as_bytes().unwrap_or_default());
-        each(bytes(0)?, bytes(1)?);
+        each(bytes(0)?, bytes(1)?, bytes(2)?);
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use crate::verify::{Moment, Plan, compare};
 
 const SETTLED_WITHIN: Duration = Duration::from_secs(150);
 const POLL: Duration = Duration::from_millis(200);
-/// What a client logs of each row that it finds different when it compares itself with a server.
-const ROW_MENDED: &str = "a row was not as it should be";
+/// What a client logs when it has compared itself with a server, and was wrong.
+const MENDED: &str = "the replica differed, and was mended";
 
 /// Compares every replica and both logs with the source, and ends everything.
 pub(super) async fn compare_all(
@@ -137,7 +137,7 @@ fn read_lines(client: &ClientSite, findings: &Findings) -> Result<()> {
     for line in String::from_utf8_lossy(&lines).lines() {
         let kind = match line {
             _ if line.contains("panicked at") => Kind::Stuck,
-            _ if line.contains(ROW_MENDED) => Kind::Different,
+            _ if line.contains(MENDED) => Kind::Different,
             _ => continue,
         };
         findings.broken(kind, format!("{}: {line}", client.name));

@@ -305,7 +305,7 @@ impl ClientPart {
             .arg("--db")
             .arg(site.replica())
             .args(["--transport", transport, "--poll-interval", "1"])
-            .env("RUST_LOG", "info");
+            .env("RUST_LOG", "info,tidewire=debug");
         let client = Self { site, proxy, launch, process: None };
         client.renew(TOKEN_TTL)?;
         Ok(client)

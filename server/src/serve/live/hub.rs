@@ -137,8 +137,10 @@ impl Watch {
         self.bell.rung.notified().await;
     }
 
-    /// Takes what there is to hear.
+    /// Takes what there is to hear: of each commit all that is watched, or nothing yet.
     pub(super) fn news(&self) -> Option<News> {
+        // A commit rings for one channel after the other, with the hub locked.
+        let _told = self.hub.lock();
         self.bell.lock().take()
     }
 
@@ -285,5 +287,29 @@ mod tests {
         drop((much, little));
         let registry = hub.lock();
         assert!(registry.many.is_empty() && registry.by_channel.is_empty());
+    }
+
+    #[test]
+    fn what_a_commit_touched_of_what_is_watched_is_heard_at_once_or_not_yet() {
+        let hub = Arc::new(Hub::default());
+        let channels: Vec<String> = (0..8).map(|n| format!("channel{n}")).collect();
+        let watch = hub.watch(&["items".to_owned()], &channels);
+        let keys = ChannelKey::of(&["items".to_owned()], &channels);
+        let head = |seq| Head { seq, ..Head::default() };
+        const COMMITS: u64 = 20_000;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for seq in 0..COMMITS {
+                    hub.tell(head(seq), head(seq + 1), Some(&keys));
+                }
+            });
+            let mut heard = 0;
+            while heard < COMMITS {
+                let Some(news) = watch.news() else { continue };
+                assert_eq!(news.after.seq, heard, "nothing is told twice or left out");
+                assert_eq!(news.channels.map(|told| told.len()), Some(keys.len()));
+                heard = news.through.seq;
+            }
+        });
     }
 }
