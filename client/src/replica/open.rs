@@ -113,10 +113,13 @@ impl Writer {
                 Err(error) => return Err(error),
             },
         };
-        writer.belong_to(identity)?;
-        let sql = "UPDATE _tidewire_state SET clean = 0, verified_ms = ifnull(verified_ms, ?1) \
-                   RETURNING verified_ms";
-        writer.verified_ms = writer.conn.query_row(sql, [now_ms()], |row| row.get(0))?;
+        if let Err(error) = writer.take_over(identity) {
+            if !error.is_damage() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the replica is damaged: it is made anew");
+            writer = writer.recreate(identity)?;
+        }
         Ok(writer)
     }
 
@@ -125,8 +128,17 @@ impl Writer {
         let Self { conn, path, lock, .. } = self;
         drop(conn);
         let mut writer = Self::anew(&path, lock, &identity.subject)?;
-        writer.belong_to(identity)?;
+        writer.take_over(identity)?;
         Ok(writer)
+    }
+
+    /// The first writes of a session.
+    fn take_over(&mut self, identity: &Identity) -> Result<(), ReplicaError> {
+        self.belong_to(identity)?;
+        let sql = "UPDATE _tidewire_state SET clean = 0, verified_ms = ifnull(verified_ms, ?1) \
+                   RETURNING verified_ms";
+        self.verified_ms = self.conn.query_row(sql, [now_ms()], |row| row.get(0))?;
+        Ok(())
     }
 
     /// Makes the replica `identity`'s: see [`Writer::open`].

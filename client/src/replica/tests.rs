@@ -406,6 +406,16 @@ fn a_damaged_file_is_made_anew_and_never_served() {
         drop(writer);
         std::fs::remove_file(&path).unwrap();
     }
+    // The name of a column: the file is sound and makes no sense.
+    filled(&path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let named = |place: &usize| bytes[*place..].starts_with(b"subject TEXT");
+    let names: Vec<usize> = (0..bytes.len()).filter(named).collect();
+    assert!(!names.is_empty());
+    names.into_iter().for_each(|place| bytes[place] ^= 1);
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(open(&path).resume(), super::Resume::default(), "a column without its name");
+    std::fs::remove_file(&path).unwrap();
     filled(&path);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
