@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rusqlite::Connection;
 use tidewire_protocol::Position;
 
 use super::damage::{mark_damaged, unmark};
@@ -42,6 +43,7 @@ pub fn rebuild(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Rebuilt
     }
     let salvaged = salvage(&schema::log_path(dir), &new_dir, progress)?;
     super::check::check_all(&schema::open_to_read(&schema::log_path(&new_dir))?)?;
+    fold(&schema::log_path(&new_dir))?;
     let aside = move_aside(dir, Some(&schema::log_path(&new_dir))).map_err(io)?;
     std::fs::remove_dir_all(&new_dir).map_err(io)?;
     let Salvaged { kept, lost, cut, cursors_go_on } = salvaged;
@@ -56,6 +58,17 @@ pub fn rebuild(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Rebuilt
 pub fn set_aside(dir: &Path) -> Result<PathBuf, LogError> {
     let _lock = lock(dir)?;
     move_aside(dir, None).map_err(|source| LogError::Io { dir: dir.to_owned(), source })
+}
+
+/// All of the log at `path` is in its file, which alone is put into the other's place: whoever closed it
+/// last may have left some of it in the write-ahead log.
+fn fold(path: &Path) -> Result<(), LogError> {
+    let conn = Connection::open(path)?;
+    let is_busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if is_busy {
+        return Err(LogError::InUse(path.to_owned()));
+    }
+    Ok(())
 }
 
 /// Whatever moment this is cut off at, the folder is refused as damaged or holds the new log.
