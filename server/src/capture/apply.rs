@@ -293,7 +293,8 @@ impl Tail {
             return self.copy_again(collection, cluster_time);
         }
         // The copy has yet to come there: it goes on from where it is, read later than this.
-        self.tracked[collection].chunks_not_before = cluster_time;
+        let tracked = &mut self.tracked[collection];
+        (tracked.chunks_not_before, tracked.untrusted_through) = (cluster_time, cluster_time);
         if self.walked() == Some(collection) {
             self.order();
         }

@@ -68,6 +68,8 @@ pub(super) struct Chunk {
     pub(super) reply: Reply,
     /// It reaches to the end of the collection.
     pub(super) last: bool,
+    /// There was no such collection at that time.
+    pub(super) gone: bool,
     /// About how many documents the collection holds.
     pub(super) documents_total: u64,
     /// Given back when the chunk is dropped.
@@ -89,6 +91,7 @@ impl Chunk {
             capped: false,
             reply: Reply::Owned(no_documents()),
             last: true,
+            gone: false,
             documents_total: 0,
             _room: None,
         }
@@ -189,7 +192,9 @@ impl Copier {
             };
             let last = reply.is_last();
             let is_empty = reply.documents().next().is_none();
-            if is_empty && Plan::of(&self.database, &order.collection).await?.missing_at > time {
+            // Where it was missing before this time already, nothing else is to be expected.
+            let is_news = is_empty && plan.missing_at == 0;
+            if is_news && Plan::of(&self.database, &order.collection).await?.missing_at > time {
                 return Ok(Read::TooOld);
             }
             if let Some(end) = reply.documents().last() {
@@ -213,6 +218,7 @@ impl Copier {
                 capped: plan.capped,
                 reply,
                 last,
+                gone: is_empty && plan.missing_at > 0,
                 documents_total: plan.documents_total,
                 _room: Some(permit),
             };

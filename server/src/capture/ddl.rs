@@ -73,9 +73,11 @@ impl Tail {
         self.writer.keep_unknown(self.tracked[to].id, &HashSet::new())?;
         let unknown = self.writer.keep_unknown(self.tracked[from].id, &HashSet::new())?;
         self.dirty = true;
+        // What was to be checked there is here now.
+        let owed = self.walked() == Some(from) || self.owes_check(from);
         self.is_known_whole(from, event.cluster_time)?;
         self.is_known_whole(to, event.cluster_time)?;
-        if unknown > 0 {
+        if unknown > 0 || owed {
             // Documents whose keys are not known are found where they are now.
             self.owe_check(to);
             self.walk_on();

@@ -45,7 +45,7 @@ pub(super) enum At<T> {
 
 /// Documents as they stood at the time asked for, or, where none can be had at one time (a capped
 /// collection), at some time up to `by`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Documents {
     pub(super) documents: Vec<RawDocumentBuf>,
     pub(super) by: u64,

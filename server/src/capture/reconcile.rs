@@ -13,7 +13,7 @@ use super::apply::Place;
 use super::copier::Chunk;
 use super::entries::{Entries, entry_of};
 use super::quarantine::{Defect, Known, checked_id};
-use super::reads::{At, Fields, IDS_MAX, When, id_document};
+use super::reads::{At, Documents, Fields, IDS_MAX, When, id_document};
 use super::source::Ended;
 use super::tail::Tail;
 use super::walk::Walk;
@@ -73,10 +73,6 @@ impl Tail {
         let done = self.done_through();
         let mut found = Compared::default();
         let read = self.met(collection, chunk, &mut found)?;
-        let when = match chunk.capped {
-            true => When::After(chunk.time),
-            false => When::At(chunk.time),
-        };
         let ascending = read.windows(2).all(|pair| pair[0].0 < pair[1].0)
             && read.first().is_none_or(|(key, _)| Some(key) >= done.as_ref());
         if !ascending {
@@ -101,7 +97,7 @@ impl Tail {
         for (key, met) in &fresh {
             while let Some(entry) = entries.next_before(&mut self.writer, key)? {
                 self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
-                match self.delete_vanished(collection, when, &mut vanished, IDS_MAX)? {
+                match self.delete_vanished(collection, chunk, &mut vanished, IDS_MAX)? {
                     Ok(deleted) => found.deleted += deleted,
                     Err(too_old) => return Ok(Err(too_old)),
                 }
@@ -120,7 +116,7 @@ impl Tail {
             if let Some(entry) = entry {
                 self.note_vanished(collection, chunk.time, entry, &mut vanished)?;
             }
-            match self.delete_vanished(collection, when, &mut vanished, at_least)? {
+            match self.delete_vanished(collection, chunk, &mut vanished, at_least)? {
                 Ok(deleted) => found.deleted += deleted,
                 Err(too_old) => return Ok(Err(too_old)),
             }
@@ -236,7 +232,7 @@ impl Tail {
     fn delete_vanished(
         &mut self,
         collection: usize,
-        when: When,
+        chunk: &Chunk,
         vanished: &mut Vec<(Vec<u8>, RawDocumentBuf)>,
         at_least: usize,
     ) -> Result<Result<u64, TooOld>, Ended> {
@@ -245,11 +241,17 @@ impl Tail {
             return Ok(Ok(deleted));
         }
         let name = Arc::clone(&self.tracked[collection].name);
+        let when = match chunk.capped {
+            true => When::After(chunk.time),
+            false => When::At(chunk.time),
+        };
         for some in vanished.chunks(IDS_MAX) {
             let ids: Vec<&RawDocument> = some.iter().map(|(_, id)| id.as_ref()).collect();
-            let At::Found(found) = self.reads.documents(&name, &ids, when, Fields::Id)? else {
-                return Ok(Err(TooOld));
+            let found = match chunk.gone {
+                true => At::Found(Documents::default()),
+                false => self.reads.documents(&name, &ids, when, Fields::Id)?,
             };
+            let At::Found(found) = found else { return Ok(Err(TooOld)) };
             let there: HashSet<Vec<u8>> = found
                 .documents
                 .iter()

@@ -413,6 +413,8 @@ impl Tail {
             self.set_aside_event(position, undecodable.collection, token, defect)?;
             // What it was about is found by looking at all of the collection.
             if let Some(&collection) = self.by_name.get(undecodable.collection) {
+                let now = self.open.as_ref().map_or(self.stands.high_water, |o| o.cluster_time);
+                self.tracked[collection].chunks_not_before = now;
                 self.owe_check(collection);
                 self.walk_on();
             }

@@ -188,6 +188,10 @@ impl Tail {
         self.owed.push_back(Due { collection, after: None });
     }
 
+    pub(super) fn owes_check(&self, collection: usize) -> bool {
+        self.owed.iter().any(|due| due.collection == collection)
+    }
+
     /// A check under way ends before its time: whoever asked is told how far it came, or it is owed on.
     pub(super) fn leave_check(&mut self) {
         let Some(Walk::Check(check)) = self.walk.take_if(|walk| matches!(walk, Walk::Check(_)))

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 
 use super::check::check;
+use super::damage::unmark;
 use super::state::LogState;
 use super::write::lock;
 use super::{LogError, Reader, schema};
@@ -71,9 +72,13 @@ fn copy(
 pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
     let _lock = lock(dir)?;
     let log = schema::log_path(dir);
-    if log.exists() {
-        let what = format!("{} is there already; choose an empty folder", log.display());
-        return Err(LogError::Refused(what));
+    // The rest of a log that is gone would be taken for this one's.
+    let beside = |name: &str| dir.join(name);
+    for there in [log.clone(), beside("log.db-wal"), beside("log.db-shm")] {
+        if there.exists() {
+            let what = format!("{} is there already; choose an empty folder", there.display());
+            return Err(LogError::Refused(what));
+        }
     }
     let checked = check(from, &mut |_, _, _| {})?;
     if let Some(finding) = checked.findings.first() {
@@ -83,5 +88,7 @@ pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
     let part = dir.join("log.db.part");
     std::fs::copy(from, &part).map_err(io)?;
     File::open(&part).and_then(|file| file.sync_all()).map_err(io)?;
-    std::fs::rename(&part, &log).map_err(io)
+    std::fs::rename(&part, &log).map_err(io)?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+    unmark(dir).map_err(io)
 }

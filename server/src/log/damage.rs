@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::LogError;
+use super::schema::log_path;
 
 /// The file that says so, with what was found in it.
 fn marker(dir: &Path) -> PathBuf {
@@ -21,6 +22,10 @@ pub fn mark_damaged(dir: &Path, reason: &str) -> Result<(), LogError> {
 /// Refuses a log that was found damaged.
 pub(super) fn refuse_damaged(dir: &Path) -> Result<(), LogError> {
     match std::fs::read(marker(dir)) {
+        // Of a log that is gone: set aside, and cut off before its marker was taken away.
+        Ok(_) if !log_path(dir).exists() => {
+            unmark(dir).map_err(|source| LogError::Io { dir: dir.to_owned(), source })
+        }
         Ok(reason) => {
             let reason = String::from_utf8_lossy(&reason).into_owned();
             Err(LogError::NeedsRebuild { dir: dir.to_owned(), reason })

@@ -154,6 +154,8 @@ impl Writer {
             }
         }
         self.forget_stretches(collection)?;
+        // What happens from now on is not told here, but perhaps by another server's log.
+        self.open_gap(collection, self.tail().high_water)?;
         self.unlist(collection)?;
         self.copies.remove(&collection);
         self.make_whole()

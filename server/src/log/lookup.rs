@@ -154,6 +154,9 @@ impl Writer {
             .map(|(key, seq)| {
                 let mut rows = select.query([seq.cast_signed()])?;
                 let row = StoredRow::read(rows.next()?.ok_or_else(|| missing(seq))?)?;
+                if row.collection != collection || row.key()? != key {
+                    return Err(missing(seq));
+                }
                 let (position, live) = (row.position, row.kind != KIND_DELETE);
                 Ok(KeyEntry { key, position, live })
             })

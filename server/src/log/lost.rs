@@ -31,6 +31,8 @@ pub(super) struct Lost {
     /// The first of those of which it is not. 0: it may be any.
     pub(super) unknown: Option<u64>,
     whole: Bits,
+    /// There are more than are known.
+    overflowed: bool,
 }
 
 /// A change that is not whole.
@@ -69,11 +71,15 @@ impl Lost {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LogError> {
         let mut lost = Self { whole: Bits::new(state.head.seq), ..Self::default() };
+        let mut is_there = old.prepare("SELECT 1 FROM changes WHERE seq = ?1")?;
         each_whole(old, state.head.seq, &mut |row| {
             progress(row.seq, state.head.seq);
             lost.whole.set(row.seq);
             // Rows ascend, so what it names would have been met.
-            if row.previous > 0 && !lost.whole.has(row.previous) {
+            let mut is_dropped = |seq: u64| {
+                seq <= state.trim.seq && !is_there.exists([seq.cast_signed()]).unwrap_or(true)
+            };
+            if row.previous > 0 && !lost.whole.has(row.previous) && !is_dropped(row.previous) {
                 let id = row.document()?.get("_id").ok().flatten().map(id_document);
                 lost.know(row.previous, row.collection, row.key()?, id, false);
             }
@@ -99,7 +105,9 @@ impl Lost {
         id: Option<RawDocumentBuf>,
         was_last: bool,
     ) {
-        if self.known.len() < KNOWN_MAX {
+        if self.known.len() >= KNOWN_MAX && !self.known.contains_key(&seq) {
+            self.overflowed = true;
+        } else {
             let id = id.or_else(|| key::id_of(&key));
             let channels = BTreeSet::new();
             let change = LostChange { collection, key, id, was_last, channels };
@@ -141,9 +149,8 @@ impl Lost {
             each_run(old, &mut |channel, mut seq, mut entries| {
                 while let Some(value) = take_varint(&mut entries) {
                     seq += value >> 1;
-                    if value & 1 == 0
-                        && let Some(change) = self.known.get_mut(&seq)
-                    {
+                    // Those that it left were told, too.
+                    if let Some(change) = self.known.get_mut(&seq) {
                         change.channels.insert(channel);
                     }
                 }
@@ -190,11 +197,12 @@ impl Lost {
         };
         let traced = indexed || is_sound(old)?;
         let old_ones = beside.iter().copied().chain(self.known.range(..=trim).map(|(seq, _)| *seq));
-        self.unknown = if !traced || old_ones.into_iter().any(|seq| !is_known(seq)) {
-            Some(0)
-        } else {
-            (trim + 1..=head).find(|&seq| !self.whole.has(seq) && !is_known(seq))
-        };
+        self.unknown =
+            if !traced || self.overflowed || old_ones.into_iter().any(|seq| !is_known(seq)) {
+                Some(0)
+            } else {
+                (trim + 1..=head).find(|&seq| !self.whole.has(seq) && !is_known(seq))
+            };
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rusqlite::Connection;
 
 use super::postings::{Runs, sealed};
-use super::record::{StoredRow, channel_ids, select_rows};
+use super::record::{StoredRow, channel_ids, missing, select_rows};
 use super::{CollectionId, Head, LogError};
 
 /// Keys kept in memory before they are written.
@@ -129,19 +129,32 @@ impl Recent {
         Ok(())
     }
 
-    /// Rebuilds the entries of the changes after `indexed_seq`.
-    pub(super) fn rebuild(conn: &Connection, indexed_seq: u64) -> Result<Self, LogError> {
+    /// Rebuilds the entries of the changes after `indexed_seq`, which are all there through `head`: nothing
+    /// is dropped that is not in the store's index.
+    pub(super) fn rebuild(
+        conn: &Connection,
+        indexed_seq: u64,
+        head: u64,
+    ) -> Result<Self, LogError> {
         let mut recent = Self::default();
+        let mut through = indexed_seq;
         let mut select = conn.prepare(select_rows!("WHERE seq > ?1 ORDER BY seq"))?;
         let mut before = conn.prepare(select_rows!("WHERE seq = ?1"))?;
         let mut rows = select.query([indexed_seq.cast_signed()])?;
         while let Some(row) = rows.next()? {
             let row = StoredRow::read(row)?;
+            if row.seq != through + 1 {
+                return Err(missing(through + 1));
+            }
+            through = row.seq;
             let mut found = before.query([row.previous.cast_signed()])?;
             let previous = found.next()?.map(StoredRow::read).transpose()?;
             let before = previous.map_or(&[][..], |previous| previous.channels);
             recent.post(row.seq, before, row.channels)?;
             recent.set_latest(row.collection, &row.key()?, row.seq);
+        }
+        if through < head {
+            return Err(missing(through + 1));
         }
         Ok(recent)
     }
@@ -183,7 +196,7 @@ pub(super) struct SharedRecent(Arc<RwLock<Shared>>);
 impl SharedRecent {
     /// The entries of a log that no writer has open: `head` is as far as it goes.
     pub(super) fn load(conn: &Connection, head: Head, indexed_seq: u64) -> Result<Self, LogError> {
-        let recent = Recent::rebuild(conn, indexed_seq)?;
+        let recent = Recent::rebuild(conn, indexed_seq, head.seq)?;
         Ok(Self(Arc::new(RwLock::new(Shared { head, indexed_seq, recent }))))
     }
 

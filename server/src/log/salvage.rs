@@ -71,9 +71,9 @@ pub(super) fn salvage(
     new.delete_lost(lost.known.range(..=through).map(|(_, change)| change), high_water)?;
     new.follow(followed)?;
     new.list_aside(&old)?;
-    // What lies behind the cut is told again; what is unknown and not cut off, never.
+    // What lies behind the cut is told again, except by copies; what is unknown and not cut off, never.
     let from = if cut.is_none() && lost.unknown.is_some() { 0 } else { state.high_water };
-    let cursors_go_on = new.open_gaps(&old, from)? && from > 0;
+    let cursors_go_on = new.open_gaps(&old, from, high_water)? && from > 0;
     new.finish(&state, cut, high_water)?;
     let cut = cut.map(|cut| cut.position);
     Ok(Salvaged { kept: new.kept, lost: lost.count, cut, cursors_go_on })
@@ -87,8 +87,8 @@ struct Cut {
     position: Position,
 }
 
-/// The last commit before the first change that nobody knows, where the log can end there: nothing was
-/// compacted since, and no collection put under other rules.
+/// The last commit before the first change that is lost, where one of them is known to nobody and the log
+/// can end there: nothing was compacted since, and no collection put under other rules.
 fn cut_before(
     old: &Connection,
     state: &LogState,
@@ -96,6 +96,12 @@ fn cut_before(
     followed: Option<&[StoredFollowed]>,
 ) -> Result<Option<Cut>, LogError> {
     let (Some(unknown), Some(followed)) = (lost.unknown, followed) else { return Ok(None) };
+    // Those that are known are told by the source again, too; older ones can't be.
+    if lost.known.range(..=state.trim.seq).any(|(_, change)| !change.channels.is_empty()) {
+        return Ok(None);
+    }
+    let known = lost.known.range(state.trim.seq + 1..).next().map(|(&seq, _)| seq);
+    let first = known.map_or(unknown, |known| known.min(unknown));
     let mut row_of = old.prepare(select_rows!("WHERE seq = ?1"))?;
     let mut position_of = |seq: u64| -> Result<Option<Position>, LogError> {
         let mut rows = row_of.query([seq.cast_signed()])?;
@@ -103,7 +109,7 @@ fn cut_before(
         Ok(row.map(|row| row.position))
     };
     // The lost change may be of the same commit as the one before it, which goes too then.
-    let (mut seq, mut after) = (unknown, None);
+    let (mut seq, mut after) = (first, None);
     while let Some(before) = lost.whole_before(seq) {
         let Some(position) = position_of(before)? else { break };
         if after.is_some_and(|time| position.cluster_time < time) {
@@ -324,22 +330,26 @@ impl New {
         Ok(())
     }
 
-    /// The gaps that the old log had; the last one goes on from `from` or before. False: they are not
-    /// known.
-    fn open_gaps(&mut self, old: &Connection, from: u64) -> Result<bool, LogError> {
+    /// The gaps that the old log had; the last one goes on from `from` or before, from the log's end,
+    /// `through`, where a copy ended behind it. False: cursors behind that can't go on.
+    fn open_gaps(&mut self, old: &Connection, from: u64, through: u64) -> Result<bool, LogError> {
         let gaps = Stretch::all(old, Measure::Gaps).ok();
+        let mut all_go_on = gaps.is_some();
         self.writer.begin()?;
         for (&old, &collection) in &self.ids {
             let of_it = gaps.iter().flatten().filter(|gap| gap.collection == old);
             let (open, closed): (Vec<_>, Vec<_>) =
                 of_it.copied().partition(|gap| gap.through.is_none());
             let from = open.iter().map(|gap| gap.from).fold(from, u64::min);
+            let is_copied_again = closed.iter().any(|gap| gap.through > Some(through));
+            all_go_on &= !is_copied_again;
+            let from = if is_copied_again { from.min(through) } else { from };
             let from = if gaps.is_some() { from } else { 0 };
             let open = Stretch { measure: Measure::Gaps, collection, from, through: None };
             let closed = closed.into_iter().map(|gap| Stretch { collection, ..gap });
             self.writer.replace_gaps(collection, closed.chain([open]))?;
         }
-        Ok(gaps.is_some())
+        Ok(all_go_on)
     }
 
     fn finish(

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::checkpoint::Checkpointer;
 use super::copies::StoredCollection;
-use super::damage::{refuse_damaged, with_remedy};
+use super::damage::{mark_damaged, refuse_damaged, with_remedy};
 use super::known::Known;
 use super::quarantine::Aside;
 use super::recent::{Recent, SharedRecent};
@@ -133,7 +133,14 @@ impl Writer {
     pub fn open(dir: &Path, options: &LogOptions) -> Result<(Self, Reader), LogError> {
         let lock = lock(dir)?;
         refuse_damaged(dir)?;
-        Self::open_locked(dir, options, lock).map_err(|error| with_remedy(dir, error))
+        Self::open_locked(dir, options, lock).map_err(|error| {
+            let error = with_remedy(dir, error);
+            if let LogError::NeedsRebuild { reason, .. } = &error {
+                // What tells of it may be gone once the file is closed (its write-ahead log).
+                let _ = mark_damaged(dir, reason);
+            }
+            error
+        })
     }
 
     fn open_locked(
@@ -202,7 +209,7 @@ impl Writer {
         self.index_on_commit = false;
         self.gap_ends = false;
         {
-            let recent = Recent::rebuild(&self.conn, state.indexed_seq)?;
+            let recent = Recent::rebuild(&self.conn, state.indexed_seq, state.head.seq)?;
             let mut shared = self.shared.write();
             (shared.head, shared.indexed_seq, shared.recent) =
                 (state.head, state.indexed_seq, recent);

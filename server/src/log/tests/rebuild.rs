@@ -182,7 +182,7 @@ fn what_a_log_has_lost_is_told_by_the_rebuilt_one_or_cursors_are_refused() {
         rebuild_it(dir.path(), &before, &mut rng, &mut outcomes);
     }
     println!("{outcomes:?}, {harmless} without effect");
-    assert!(outcomes.lossy > outcomes.refused && outcomes.cut > 0, "{outcomes:?}");
+    assert!(outcomes.lossy > outcomes.done / 4 && outcomes.cut > 0, "{outcomes:?}");
 }
 
 #[test]

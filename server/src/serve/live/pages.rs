@@ -62,8 +62,10 @@ impl Parts {
             after,
         };
         let head = self.reader.head().borrow().seq;
-        // What is not complete may be so in a moment, without another change: at the end of a copy.
-        let lasts = |frame: &Frame| frame.end.has_more || (frame.end.complete && !frame.is_ahead);
+        // What is not complete may be so in a moment, and a collection may be there, without another
+        // change: at the end of a copy.
+        let lasts =
+            |frame: &Frame| frame.end.has_more || (frame.end.complete && frame.end.count > 0);
         let is_kept = |frame: &Frame| lasts(frame) && frame.text.len() <= KEPT_BYTES_MAX;
         self.live.frames.get(head, place, is_kept, || self.make_frame(job, after)).await
     }

@@ -57,7 +57,11 @@ async fn an_oplog_that_overtakes_an_open_stream_costs_a_reconcile_and_no_cursor(
     insert(&mongo.db, "invoices", numbered(0..300)).await;
     let mut child = start_logged(&mongo, dir.path(), spoken.path());
     let stood = caught_up(&mongo, dir.path()).await;
-    let cursor = read(&Reader::open(dir.path()).unwrap(), &Since::Nothing, |_, _, _| {});
+    let cursor = eventually("all is copied", PATIENCE, || async {
+        let cursor = read(&Reader::open(dir.path()).ok()?, &Since::Nothing, |_, _, _| {});
+        cursor.is_complete().then_some(cursor)
+    })
+    .await;
     // The stream stays open at the source; nobody reads it.
     signal(&child, Signal::SIGSTOP);
     eventually("the last answer is on its way", PATIENCE, || waits_for_a_reader(&mongo)).await;

@@ -68,6 +68,24 @@ async fn an_oplog_that_rolled_over_costs_a_reconcile_and_no_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_went_while_nobody_looked_is_empty_and_its_copy_ends() {
+    let mongo = mongo_with(small_oplog()).await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..300)).await;
+    insert(&mongo.db, "plans", numbered(0..3)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let stood = capture.status.borrow().high_water;
+    capture.stop().await;
+    mongo.db.collection::<Document>("invoices").drop().await.unwrap();
+    roll_over(&mongo, stood + (1 << 32)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(capture.state().len(), 3);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_log_is_not_overtaken_by_its_busy_neighbours() {
     let mongo = mongo_with(small_oplog()).await;
     let dir = dir();
