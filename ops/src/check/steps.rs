@@ -58,11 +58,10 @@ pub fn run(top: &Path, with_torture: bool) -> Result<(), CheckError> {
     step("lints", || cargo(top, "lints", &clippy))?;
     step("programs", || cargo(top, "programs", &["build", "--workspace", "--bins"]))?;
     step("a mongod for the tests", || Ok(fetch(Progress::Shown).map(drop)?))?;
-    // It waits more than it works: beside the containers it costs little.
-    let torture = with_torture.then(|| begin_torture(top)).transpose()?;
     step("the stack in containers", || compose(top))?;
-    if let Some(torture) = torture {
-        step(TORTURE, || end_torture(torture))?;
+    if with_torture {
+        // By itself: an image that is built beside it takes the time that its parts have to answer.
+        step(TORTURE, || end_torture(begin_torture(top)?))?;
     }
     tests(top)
 }
@@ -72,11 +71,10 @@ fn begin_torture(top: &Path) -> Result<Guarded, CheckError> {
     let dir = top.join("target/torture").join(std::process::id().to_string());
     let began = || {
         std::fs::create_dir_all(&dir)?;
-        // `nice` can't be told to start its caller's program, and ours may have been built anew.
+        // Ours may have been built anew.
         let program = dir.join("tidewire-ops");
         std::fs::copy(this_program()?, &program)?;
-        Launch::new("nice", dir.join("printed.log"))
-            .arg(program)
+        Launch::new(program, dir.join("printed.log"))
             .args(["torture", "--minutes", TORTURE_MINUTES, "--dir"])
             .arg(dir.join("run"))
             .start()

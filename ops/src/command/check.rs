@@ -13,7 +13,7 @@ pub(super) struct Check {
     /// The workspace [default: the one of the current folder]
     #[arg(long, value_name = "DIR")]
     top: Option<PathBuf>,
-    /// Without the five minutes of `tidewire-ops torture` that go on beside the containers
+    /// Without the five minutes of `tidewire-ops torture`
     #[arg(long)]
     no_torture: bool,
 }
