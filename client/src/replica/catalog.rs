@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::ReplicaError;
 use super::columns::{self, Columns};
 use super::quarantine;
 use super::schema::{RESERVED_PREFIX, create_table, quote};
@@ -56,7 +57,7 @@ fn shadow_name(table: &str) -> String {
 
 impl Catalog {
     /// The catalogue as the file has it.
-    pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
+    pub(crate) fn load(conn: &Connection) -> Result<Self, ReplicaError> {
         let has_aside = quarantine::is_used(conn)?;
         let mut catalog = Self { has_aside, ..Self::default() };
         for entry in entries(conn)? {

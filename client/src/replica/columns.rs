@@ -5,7 +5,9 @@ use std::collections::HashSet;
 
 use rusqlite::Connection;
 
+use super::ReplicaError;
 use super::schema::{OWN_COLUMNS, literal, quote};
+use super::staging::damaged;
 
 /// Most generated columns of a table; fields beyond them are read with `json_extract`.
 pub(crate) const COLUMNS_MAX: usize = 500;
@@ -21,12 +23,18 @@ pub(crate) struct Columns {
 }
 
 impl Columns {
-    /// The generated columns of an existing table.
-    pub(crate) fn of_table(conn: &Connection, table: &str) -> rusqlite::Result<Self> {
+    /// The generated columns of an existing table; damage, where one is not as [`add`] wrote it.
+    pub(crate) fn of_table(conn: &Connection, table: &str) -> Result<Self, ReplicaError> {
         let mut columns = Self::default();
+        let schema = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+        let schema: String = conn.query_row(schema, [table], |row| row.get(0))?;
         let mut rows = conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 2")?;
         for name in rows.query_map([table], |row| row.get::<_, String>(0))? {
-            columns.admit(&name?);
+            let name = name?;
+            if !schema.contains(&definition(&name)) {
+                return Err(damaged("a column"));
+            }
+            columns.admit(&name);
         }
         Ok(columns)
     }
@@ -55,12 +63,11 @@ impl Columns {
 
 /// Adds the generated column of a field that [`Columns::admit`] let in.
 pub(crate) fn add(conn: &Connection, table: &str, field: &str) -> rusqlite::Result<()> {
+    conn.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {}", quote(table), definition(field)))
+}
+
+fn definition(field: &str) -> String {
     // The name as a JSON string: SQLite compares a quoted path step with the key as it is written.
-    let path = format!("$.{}", serde_json::Value::from(field));
-    conn.execute_batch(&format!(
-        "ALTER TABLE {} ADD COLUMN {} GENERATED ALWAYS AS (json_extract(_doc, {})) VIRTUAL",
-        quote(table),
-        quote(field),
-        literal(&path),
-    ))
+    let path = literal(&format!("$.{}", serde_json::Value::from(field)));
+    format!("{} GENERATED ALWAYS AS (json_extract(_doc, {path})) VIRTUAL", quote(field))
 }

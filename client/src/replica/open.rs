@@ -138,7 +138,8 @@ impl Writer {
         let sql = "UPDATE _tidewire_state SET clean = 0, verified_ms = ifnull(verified_ms, ?1) \
                    RETURNING verified_ms";
         self.verified_ms = self.conn.query_row(sql, [now_ms()], |row| row.get(0))?;
-        Ok(())
+        // What readers will ask makes sense.
+        self.status().map(drop)
     }
 
     /// Makes the replica `identity`'s: see [`Writer::open`].
@@ -265,6 +266,7 @@ impl Writer {
             quick_check(&conn)?;
         }
         schema::upgrade(&conn, found)?;
+        schema::renew_views(&conn)?;
         check_guards(&conn)?;
         let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
         Ok((conn, catalog, progress, !clean))
@@ -449,8 +451,12 @@ pub(super) fn integrity_check(conn: &Connection) -> Result<(), ReplicaError> {
 fn check_guards(conn: &Connection) -> Result<(), ReplicaError> {
     let sql = "SELECT 3 * (5 + (SELECT ifnull(sum(live + shadow), 0) FROM _tidewire_tables)) = \
                (SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' \
-                AND substr(name, 1, 13) = '_tidewire_no_')";
-    if conn.query_row(sql, [], |row| row.get(0))? { Ok(()) } else { Err(damaged("the schema")) }
+                AND substr(name, 1, 13) = '_tidewire_no_' AND substr(sql, -length(?1)) = ?1)";
+    if conn.query_row(sql, [schema::REFUSAL], |row| row.get(0))? {
+        Ok(())
+    } else {
+        Err(damaged("the schema"))
+    }
 }
 
 fn read_progress(conn: &Connection) -> Result<Progress, ReplicaError> {

@@ -8,8 +8,9 @@ use super::schema::{guard, guard_view};
 use crate::page::RowRef;
 
 const TABLE: &str = "_tidewire_set_aside";
+pub(super) const VIEW: &str = "_tidewire_quarantine";
 
-/// Makes the table and its view.
+/// Makes the table.
 pub(super) fn create(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute_batch(&format!(
         "-- Side 0 is what readers see, side 1 belongs to the copy under way.
@@ -17,14 +18,20 @@ pub(super) fn create(conn: &Connection) -> rusqlite::Result<()> {
             side INTEGER NOT NULL, collection TEXT NOT NULL, id TEXT NOT NULL,
             reason TEXT NOT NULL, updated_at TEXT NOT NULL, position TEXT NOT NULL,
             PRIMARY KEY (side, collection, id)
-         ) WITHOUT ROWID;
-         CREATE VIEW _tidewire_quarantine AS
+         ) WITHOUT ROWID;"
+    ))?;
+    guard(conn, TABLE, TABLE)
+}
+
+/// The view that apps read.
+pub(super) fn view() -> String {
+    format!(
+        "CREATE VIEW {VIEW} AS
             SELECT collection, id AS _id, reason, updated_at AS _updated_at,
                    position AS _position FROM {TABLE} WHERE side = 0;
          {}",
-        guard_view("_tidewire_quarantine"),
-    ))?;
-    guard(conn, TABLE, TABLE)
+        guard_view(VIEW),
+    )
 }
 
 /// Some document is in quarantine, on one side or the other.

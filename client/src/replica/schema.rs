@@ -13,8 +13,14 @@ pub(crate) const APPLICATION_ID: u32 = 0x5449_4445;
 pub(crate) const SCHEMA_VERSION: i64 = 3;
 /// Names that begin so are ours.
 pub(crate) const RESERVED_PREFIX: &str = "_tidewire";
+/// The view of what the client says of itself.
+const STATUS: &str = "_tidewire_status";
+const VIEWS: [&str; 2] = [STATUS, quarantine::VIEW];
 /// Columns of a collection's table that are not fields.
 pub(crate) const OWN_COLUMNS: [&str; 4] = ["_id", "_doc", "_updated_at", "_position"];
+
+/// What every trigger of ours does.
+pub(super) const REFUSAL: &str = "BEGIN SELECT RAISE(ABORT, 'read-only replica'); END";
 
 /// Milliseconds since 1970 in SQL that old SQLite versions know too.
 const NOW_MS: &str = "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)";
@@ -68,7 +74,7 @@ pub(crate) fn create(conn: &Connection) -> rusqlite::Result<()> {
         guard(conn, name, name)?;
     }
     quarantine::create(conn)?;
-    conn.execute_batch(&status_view())?;
+    conn.execute_batch(&views())?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)
 }
 
@@ -93,12 +99,36 @@ pub(crate) fn upgrade(conn: &Connection, from: i64) -> rusqlite::Result<()> {
     conn.execute_batch("COMMIT")
 }
 
+/// Makes the views anew where they are not what this version writes: an older one's, or spoiled.
+pub(crate) fn renew_views(conn: &Connection) -> rusqlite::Result<()> {
+    let read = |conn: &Connection| -> rusqlite::Result<Vec<(String, String)>> {
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE tbl_name IN (?1, ?2) ORDER BY name";
+        let mut rows = conn.prepare(sql)?;
+        rows.query_map(VIEWS, |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    };
+    let right = Connection::open_in_memory()?;
+    right.execute_batch(&views())?;
+    if read(conn)? == read(&right)? {
+        return Ok(());
+    }
+    let [status, quarantine] = VIEWS;
+    conn.execute_batch(&format!(
+        "BEGIN IMMEDIATE; DROP VIEW IF EXISTS {status}; DROP VIEW IF EXISTS {quarantine}; {} COMMIT",
+        views()
+    ))
+}
+
+/// All that apps read beside the collections' tables.
+fn views() -> String {
+    status_view() + &quarantine::view()
+}
+
 /// The one row of `_tidewire_status`. A client that died says nothing any more: once its last word is
 /// too old, the row says `stopped`.
 fn status_view() -> String {
     let alive = format!("s.valid_until_ms >= {NOW_MS}");
     format!(
-        "CREATE VIEW _tidewire_status AS SELECT
+        "CREATE VIEW {STATUS} AS SELECT
             s.cursor IS NOT NULL AS initialized,
             CASE WHEN {alive} THEN s.is_online ELSE 0 END AS isOnline,
             CASE WHEN {alive} THEN s.state ELSE 'stopped' END AS state,
@@ -118,18 +148,14 @@ fn status_view() -> String {
                 WHEN s.staged_cursor IS NOT NULL THEN s.staged_rows END AS applying
         FROM _tidewire_state s;
         {}",
-        guard_view("_tidewire_status"),
+        guard_view(STATUS),
     )
 }
 
 /// Refuses every write to a view.
 pub(super) fn guard_view(view: &str) -> String {
-    let refuse = |what| {
-        format!(
-            "CREATE TRIGGER {view}_{what} INSTEAD OF {what} ON {view} \
-             BEGIN SELECT RAISE(ABORT, 'read-only replica'); END;"
-        )
-    };
+    let refuse =
+        |what| format!("CREATE TRIGGER {view}_{what} INSTEAD OF {what} ON {view} {REFUSAL};");
     ["INSERT", "UPDATE", "DELETE"].map(refuse).concat()
 }
 
@@ -146,8 +172,7 @@ pub(crate) fn create_table(conn: &Connection, table: &str, label: &str) -> rusql
 pub(super) fn guard(conn: &Connection, table: &str, label: &str) -> rusqlite::Result<()> {
     for what in ["INSERT", "UPDATE", "DELETE"] {
         conn.execute_batch(&format!(
-            "CREATE TRIGGER {} BEFORE {what} ON {} \
-             BEGIN SELECT RAISE(ABORT, 'read-only replica'); END",
+            "CREATE TRIGGER {} BEFORE {what} ON {} {REFUSAL}",
             quote(&format!("_tidewire_no_{what}_{label}")),
             quote(table),
         ))?;

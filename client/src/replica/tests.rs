@@ -406,20 +406,44 @@ fn a_damaged_file_is_made_anew_and_never_served() {
         drop(writer);
         std::fs::remove_file(&path).unwrap();
     }
-    // The name of a column: the file is sound and makes no sense.
-    filled(&path);
-    let mut bytes = std::fs::read(&path).unwrap();
-    let named = |place: &usize| bytes[*place..].starts_with(b"subject TEXT");
-    let names: Vec<usize> = (0..bytes.len()).filter(named).collect();
-    assert!(!names.is_empty());
-    names.into_iter().for_each(|place| bytes[place] ^= 1);
-    std::fs::write(&path, &bytes).unwrap();
-    assert_eq!(open(&path).resume(), super::Resume::default(), "a column without its name");
-    std::fs::remove_file(&path).unwrap();
+    // Words of the schema: the file is sound, and says something else or nothing.
+    for word in ["subject TEXT", "read-only replica'); END", "t\"')) VIRTUAL"] {
+        filled(&path);
+        spoil(&path, word);
+        assert_eq!(open(&path).resume(), super::Resume::default(), "{word}");
+        std::fs::remove_file(&path).unwrap();
+    }
     filled(&path);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     assert_eq!(open(&path).resume(), super::Resume::default());
+}
+
+/// Turns a bit of the first letter of `word` over, wherever the file has it.
+fn spoil(path: &Path, word: &str) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let is_there = |place: &usize| bytes[*place..].starts_with(word.as_bytes());
+    let places: Vec<usize> = (0..bytes.len()).filter(is_there).collect();
+    assert!(!places.is_empty(), "{word}");
+    places.into_iter().for_each(|place| bytes[place] ^= 1);
+    std::fs::write(path, &bytes).unwrap();
+}
+
+#[test]
+fn views_that_are_spoiled_are_made_anew() {
+    let (_folder, path) = place();
+    filled(&path);
+    let held = open(&path).resume();
+    for word in ["s.cursor AS cursor", "reason, updated_at AS _updated_at"] {
+        spoil(&path, word);
+        let writer = open(&path);
+        assert_eq!(writer.resume(), held, "{word}");
+        assert_eq!(writer.status().unwrap().cursor, Some(held.since.clone()), "{word}");
+        let reader = stranger(&path);
+        reader.query_row("SELECT count(*) FROM _tidewire_quarantine", [], |_| Ok(())).unwrap();
+        let refused = reader.execute("UPDATE _tidewire_status SET state = 'live'", []).unwrap_err();
+        assert!(refused.to_string().contains("read-only replica"), "{refused}");
+    }
 }
 
 #[test]

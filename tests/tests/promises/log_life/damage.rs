@@ -97,8 +97,6 @@ async fn a_damaged_log_is_said_never_served_and_rebuilt_while_cursors_stay_good(
 
     let data = server.data_dir();
     damage(&data);
-    // What clients have to be told when the log is whole again; the needle was there when it was lost.
-    invoices.delete_one(doc! { "_id": -1 }).await.expect("delete");
     load.more(100).await;
     server.launch();
     server.ready().await;
@@ -107,6 +105,8 @@ async fn a_damaged_log_is_said_never_served_and_rebuilt_while_cursors_stay_good(
     let answer = reqwest::Client::new().get(url).bearer_auth(&token).send().await;
     assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status().is_server_error()));
     refused(&mut server).await;
+    // What clients have to be told when the log is whole again; the needle was there when it was lost.
+    invoices.delete_one(doc! { "_id": -1 }).await.expect("delete");
     server.launch();
     refused(&mut server).await;
     let said = rebuild(&data);
