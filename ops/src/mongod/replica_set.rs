@@ -233,6 +233,8 @@ impl ReplicaSet {
         settings.insert("electionTimeoutMillis", timeout_ms);
         // Heartbeats well within the election timeout, or it would be missed by chance.
         settings.insert("heartbeatIntervalMillis", (timeout_ms / 5).clamp(100, 2_000));
+        // A new primary waits for a word of every node before it takes writes.
+        settings.insert("heartbeatTimeoutSecs", (timeout_ms / 1_000).clamp(1, 10));
         doc! {
             "_id": &self.options.name,
             "version": version,

@@ -23,6 +23,7 @@ mod failure;
 mod giants;
 mod oplog;
 pub mod patch;
+mod primary;
 mod quarantine;
 mod reads;
 mod reconcile;
@@ -32,6 +33,7 @@ mod source;
 mod tail;
 mod walk;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -52,6 +54,7 @@ use crate::retry::{self, Attempts, Failure, Step};
 use crate::status::{SourcePhase, StatusSender};
 use copier::Copier;
 use oplog::Guard;
+use primary::Primary;
 use reads::Reads;
 use source::{Ended, SILENCE_MAX, Source, StartAt};
 use tail::{Back, Tail, TailParts};
@@ -118,7 +121,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
     let oplog_refused = Arc::new(AtomicBool::new(false));
-    let mut client = connect(&config).await?;
+    let (mut client, mut primary) = connect(&config).await?;
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
@@ -136,6 +139,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
         let run = Run {
             client: client.clone(),
             database: client.database(&config.database),
+            primary: primary.clone(),
             rules: Arc::clone(&rules),
             status: status.clone(),
             checks: checks.clone(),
@@ -160,7 +164,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
         tell(&status, &ended, &attempts);
         if ended.failure == Failure::Silent || attempts.in_a_row() % CLIENT_FAILURES_MAX == 0 {
             match connect(&config).await {
-                Ok(made) => client = made,
+                Ok(made) => (client, primary) = made,
                 Err(error) => tracing::warn!(%error, "the old connections are kept"),
             }
         }
@@ -221,9 +225,12 @@ fn touch(writer: &mut Writer) -> Result<(), LogError> {
     written.map(|_| ())
 }
 
-async fn connect(config: &SourceConfig) -> Result<Client, CaptureError> {
-    let options = connect::client_options(config).await?;
-    Client::with_options(options).map_err(|error| CheckError::Uri(failure::shown(&error)).into())
+async fn connect(config: &SourceConfig) -> Result<(Client, Primary), CaptureError> {
+    let mut options = connect::client_options(config).await?;
+    let primary = Primary::watched(&mut options);
+    let client = Client::with_options(options);
+    let client = client.map_err(|error| CheckError::Uri(failure::shown(&error)))?;
+    Ok((client, primary))
 }
 
 fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
@@ -265,6 +272,7 @@ const RESTORED: &str = "the source does not have what the log has of it: it was 
 struct Run {
     client: Client,
     database: Database,
+    primary: Primary,
     rules: Arc<RuleSet>,
     status: StatusSender,
     checks: CheckOrders,
@@ -282,7 +290,12 @@ impl Run {
         owed: Owed,
         step: Step,
     ) -> Result<Back, CaptureError> {
-        let start = match self.start(&mut writer, step).await? {
+        let mut replaced = pin!(self.primary.clone().replaced());
+        let start = tokio::select! {
+            start = self.start(&mut writer, step) => start?,
+            () = &mut replaced => Err(another_primary()),
+        };
+        let start = match start {
             Ok(start) => start,
             Err(ended) => return Ok(Back { writer, owed, ended: Err(ended) }),
         };
@@ -326,6 +339,7 @@ impl Run {
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
             ended = guard.watch() => Err(ended),
+            () = replaced => Err(another_primary()),
             back = &mut finished => return back.map_err(|_| CaptureError::TailLost),
         };
         // The ends are closed: the tail commits what is whole and gives the log back.
@@ -384,6 +398,10 @@ impl Run {
                 .map_err(Ended::from),
         })
     }
+}
+
+fn another_primary() -> Ended {
+    Ended::new(Failure::Interrupted, "another node has become the primary")
 }
 
 /// The log starts, or goes on after a gap, at `time`: every collection is to be compared with the source.

@@ -8,6 +8,7 @@ use bson::{Document, doc};
 use mongodb::options::{ClientOptions, WriteConcern};
 use mongodb::{Client as Driver, Database};
 use serde_json::Value;
+use tidewire_ops::mongod::Node;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
     Claims, Client, Mongo, Server, ServerOptions, eventually, must_equal, three_nodes,
@@ -15,8 +16,8 @@ use tidewire_tests::harness::{
 
 /// What a slow, shared machine may need for what takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The promise is 2 s after a new primary, and 6 s of silence before that where the old one is a black
-/// hole; a machine that runs much else needs more.
+/// From the fault to the first write of a new primary in the log: the election and the majority's
+/// agreement are MongoDB's, and a machine that runs much else needs more for both.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(25);
 const DOCUMENTS: i32 = 40;
 
@@ -57,24 +58,36 @@ impl Set {
         set
     }
 
-    /// Gives every document its next version; when the first one was acknowledged.
-    async fn write(&mut self) -> Instant {
-        let mut first = None;
-        for (id, version) in &mut self.written {
-            let next = *version + 1;
-            // The version says whether an attempt that was cut off had been done.
-            let from = doc! { "_id": *id, "v": *version };
-            let change = doc! { "$set": { "v": next } };
-            let counters = self.writes.collection::<Document>("counters");
-            eventually("a write goes through", PATIENCE, || {
-                let write = counters.update_one(from.clone(), change.clone()).into_future();
-                async move { tokio::time::timeout(Duration::from_secs(3), write).await.ok()?.ok() }
-            })
-            .await;
-            *version = next;
-            first.get_or_insert_with(Instant::now);
+    /// Gives every document its next version.
+    async fn write(&mut self) {
+        let ids: Vec<i32> = self.written.keys().copied().collect();
+        for id in ids {
+            self.write_one(&self.writes.clone(), id).await;
         }
-        first.expect("there are documents")
+    }
+
+    /// Gives one document its next version by `database`.
+    async fn write_one(&mut self, database: &Database, id: i32) {
+        let version = self.written[&id];
+        // The version says whether an attempt that was cut off had been done.
+        let from = doc! { "_id": id, "v": version };
+        let change = doc! { "$set": { "v": version + 1 } };
+        let counters = database.collection::<Document>("counters");
+        eventually("a write goes through", PATIENCE, || {
+            let write = counters.update_one(from.clone(), change.clone()).into_future();
+            async move { tokio::time::timeout(Duration::from_secs(3), write).await.ok()?.ok() }
+        })
+        .await;
+        self.written.insert(id, version + 1);
+    }
+
+    /// Waits for a primary, each node asked by a connection of its own: a driver for all of them may take
+    /// longer to notice than what is timed here.
+    async fn primary(&self) -> Database {
+        let nodes = self.mongo.set.nodes().iter();
+        let found = nodes.map(|node| Box::pin(becomes_primary(node)));
+        let (database, ..) = futures::future::select_all(found).await;
+        database
     }
 
     /// Reads pages to the log's head; each document's versions come one by one.
@@ -97,22 +110,15 @@ impl Set {
         }
     }
 
-    /// Waits until the pages tell everything that was written; how long after `since` they began to.
-    async fn goes_on(&mut self, since: Instant) -> Duration {
-        let total = |versions: &BTreeMap<String, i64>| versions.values().sum::<i64>();
-        let before = total(&self.seen);
+    /// Waits until the pages tell everything that was written.
+    async fn goes_on(&mut self) {
         let wanted: i64 = self.written.values().sum();
-        let mut went_on = None;
         let deadline = Instant::now() + PATIENCE;
-        while total(&self.seen) < wanted {
+        while self.seen.values().sum::<i64>() < wanted {
             assert!(Instant::now() < deadline, "the log does not go on");
             self.read().await;
-            if total(&self.seen) > before {
-                went_on.get_or_insert_with(|| since.elapsed());
-            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        went_on.unwrap_or_else(|| since.elapsed())
     }
 
     async fn ready(&self) -> (u16, Value) {
@@ -133,43 +139,84 @@ impl Set {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whatever_becomes_of_the_primary_nothing_is_lost_doubled_or_reordered_and_the_log_goes_on()
-{
-    let mut set = Set::start().await;
-    for round in ["step-down", "kill -9", "SIGSTOP"] {
-        set.write().await;
-        set.goes_on(Instant::now()).await;
-        let primary = set.mongo.set.primary().await.expect("a primary");
-        let gone = Instant::now();
-        match round {
-            "step-down" => {
-                let command = doc! { "replSetStepDown": 20, "secondaryCatchUpPeriodSecs": 5 };
-                // It may cut the connection that asked for it.
-                let _ = set.mongo.set.nodes()[primary].admin(command).await;
-            }
-            "kill -9" => set.mongo.node(primary).kill().await.expect("kill it"),
-            _ => set.mongo.node(primary).pause().expect("stop it"),
+/// Waits until the node is the primary that others vote for.
+async fn becomes_primary(node: &Node) -> Database {
+    loop {
+        let hello = tokio::time::timeout(Duration::from_secs(1), node.admin(doc! { "hello": 1 }));
+        let hello = hello.await.ok().and_then(Result::ok);
+        if hello.is_some_and(|hello| hello.get_bool("isWritablePrimary").unwrap_or(false)) {
+            return node.client().database("invoify");
         }
-        let first = set.write().await;
-        let after_write = set.goes_on(first).await;
-        let after_fault = gone.elapsed();
-        println!(
-            "{round}: the first write was acknowledged {:.1} s after it; the log had all of them {:.1} s \
-             after the first write, {:.1} s after the fault",
-            (first - gone).as_secs_f64(),
-            after_write.as_secs_f64(),
-            after_fault.as_secs_f64(),
-        );
-        assert!(after_write < GOES_ON_WITHIN, "{round}: {after_write:?}");
-        match round {
-            "step-down" => {}
-            "kill -9" => set.mongo.node(primary).restart().await.expect("start it"),
-            _ => set.mongo.node(primary).resume().expect("let it go on"),
-        }
-        set.mongo.set.is_whole().await.expect("all three");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// The primary, which is where the server's stream is, goes in one way and comes back: the log goes on
+/// without it. Figures are printed, for those who run it alone.
+async fn goes_on_without_the_primary(
+    what: &str,
+    go: impl AsyncFnOnce(&mut Mongo, usize),
+    come_back: impl AsyncFnOnce(&mut Mongo, usize),
+) {
+    let mut set = Set::start().await;
+    set.write().await;
+    set.goes_on().await;
+    let primary = set.mongo.set.primary().await.expect("a primary");
+    let gone = Instant::now();
+    go(&mut set.mongo, primary).await;
+    let database = set.primary().await;
+    let elected = gone.elapsed();
+    set.write_one(&database, 0).await;
+    let written = gone.elapsed();
+    set.goes_on().await;
+    let told = gone.elapsed();
+    println!(
+        "{what}: after {:.1} s another primary, after {:.1} s its first write acknowledged by a majority, \
+         {:.2} s later in the log",
+        elected.as_secs_f64(),
+        written.as_secs_f64(),
+        (told - written).as_secs_f64(),
+    );
+    assert!(told < GOES_ON_WITHIN, "{what}: {told:?}");
+    set.write().await;
+    set.goes_on().await;
+    come_back(&mut set.mongo, primary).await;
+    set.mongo.set.is_whole().await.expect("all three");
+    set.write().await;
+    set.goes_on().await;
     must_come_through(&set).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_primary_steps_down_the_log_goes_on_with_every_change_once() {
+    let go = async |mongo: &mut Mongo, primary: usize| {
+        let command = doc! { "replSetStepDown": 20, "secondaryCatchUpPeriodSecs": 5 };
+        // It may cut the connection that asked for it.
+        let _ = mongo.set.nodes()[primary].admin(command).await;
+    };
+    goes_on_without_the_primary("step-down", go, async |_, _| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_primary_is_killed_the_log_goes_on_with_every_change_once() {
+    let go = async |mongo: &mut Mongo, primary: usize| {
+        mongo.node(primary).kill().await.expect("kill it");
+    };
+    let come_back = async |mongo: &mut Mongo, primary: usize| {
+        mongo.node(primary).restart().await.expect("start it");
+    };
+    goes_on_without_the_primary("kill -9", go, come_back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_primary_is_stopped_the_log_goes_on_with_every_change_once() {
+    let go = async |mongo: &mut Mongo, primary: usize| {
+        mongo.node(primary).pause().expect("stop it");
+    };
+    let come_back = async |mongo: &mut Mongo, primary: usize| {
+        mongo.node(primary).resume().expect("let it go on");
+    };
+    goes_on_without_the_primary("SIGSTOP", go, come_back).await;
 }
 
 /// The client has everything, too.
@@ -184,7 +231,7 @@ async fn must_come_through(set: &Set) {
 async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() {
     let mut set = Set::start().await;
     set.write().await;
-    set.goes_on(Instant::now()).await;
+    set.goes_on().await;
     let primary = set.mongo.set.primary().await.expect("a primary");
     let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
     for node in &others {
@@ -208,12 +255,8 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
         set.mongo.node(*node).restart().await.expect("start it");
     }
     set.mongo.set.is_whole().await.expect("all three");
-    let first = set.write().await;
-    let took = set.goes_on(first).await;
-    println!(
-        "with a majority again the log went on {:.1} s after the first write",
-        took.as_secs_f64()
-    );
+    set.write().await;
+    set.goes_on().await;
     eventually("the server is ready again", PATIENCE, || async {
         (set.ready().await.0 == 200).then_some(())
     })
@@ -225,7 +268,7 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
 async fn a_write_that_is_rolled_back_is_never_in_the_log() {
     let mut set = Set::start().await;
     set.write().await;
-    set.goes_on(Instant::now()).await;
+    set.goes_on().await;
     let primary = set.mongo.set.primary().await.expect("a primary");
     let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
     for node in &others {
@@ -248,12 +291,12 @@ async fn a_write_that_is_rolled_back_is_never_in_the_log() {
     }
     set.mongo.set.primary().await.expect("another primary");
     // What was lost can't be passed over unseen: versions must follow each other.
-    let first = set.write().await;
-    set.goes_on(first).await;
+    set.write().await;
+    set.goes_on().await;
     set.mongo.node(primary).restart().await.expect("it comes back and rolls back");
     set.mongo.set.is_whole().await.expect("all three");
-    let first = set.write().await;
-    set.goes_on(first).await;
+    set.write().await;
+    set.goes_on().await;
     let survived = doc! { "_id": { "$gte": 1_000 } };
     let survived = set.writes.collection::<Document>("counters").count_documents(survived).await;
     assert_eq!(survived.expect("a count"), 0, "the writes were not rolled back: nothing is proven");
