@@ -12,7 +12,7 @@ use crate::error::ClientError;
 use crate::machine::{Action, Event, Machine, Outcome};
 use crate::page::Page;
 use crate::pulls::{Asker, Pulls};
-use crate::repair::{Comparison, Verified, VerifyError};
+use crate::repair::{Comparison, GivenUp, Verified, VerifyError};
 use crate::replica::{ReplicaError, Report, now_ms, rfc3339};
 use crate::status::{State, Status};
 use crate::store::{Command, Reply, Store};
@@ -379,6 +379,10 @@ impl<T: Transport> Driver<T> {
         self.hands.pull = None;
         self.hands.listing = None;
         self.hands.page = None;
+        if self.hands.comparison.take().is_some() {
+            // It reads what may have to be wiped, and another subject's rows are none of its concern.
+            self.verified(Err(VerifyError::Unavailable), store).await;
+        }
         store.send(Command::Belong(token.subject())).await;
         self.token = token;
         loop {
@@ -427,7 +431,8 @@ impl<T: Transport> Driver<T> {
         };
         let (token, replica) = (self.token.clone(), self.replica.clone());
         let (store, status) = (store.commands(), self.watch.clone());
-        let comparison = Comparison { server, token, replica, store, status };
+        let given_up = GivenUp::default();
+        let comparison = Comparison { server, token, replica, store, status, given_up };
         self.hands.comparison = Some(Box::pin(comparison.run()));
         self.hands.wants = wants;
     }

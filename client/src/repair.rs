@@ -3,6 +3,8 @@
 //! compared is right by that, and is left alone.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,8 +51,8 @@ pub enum VerifyError {
     /// So much differs that a new copy is cheaper.
     #[error("too much differs to be mended row by row; copy everything anew: tidewire rebuild")]
     TooMuch,
-    /// The client has ended, or compares already.
-    #[error("the client has ended, or is comparing already")]
+    /// The client has ended, got another token, or compares already.
+    #[error("the client has ended, got another token, or is comparing already")]
     Unavailable,
 }
 
@@ -62,6 +64,17 @@ pub(crate) struct Comparison {
     pub(crate) store: mpsc::Sender<Command>,
     /// Where it says how far it is.
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) given_up: GivenUp,
+}
+
+/// Set when it goes: what reads the replica for a comparison ends soon after, and holds nothing of it.
+#[derive(Debug, Default)]
+pub(crate) struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Comparison {
@@ -154,8 +167,13 @@ impl Comparison {
         &self,
         read: impl FnOnce(&mut Replica) -> Result<T, ReplicaError> + Send + 'static,
     ) -> Result<T, VerifyError> {
-        let path = self.replica.clone();
-        let done = tokio::task::spawn_blocking(move || read(&mut Replica::open(path)?)).await;
+        let (path, given_up) = (self.replica.clone(), Arc::clone(&self.given_up.0));
+        let read = move || {
+            let mut replica = Replica::open(path)?;
+            replica.until(given_up)?;
+            read(&mut replica)
+        };
+        let done = tokio::task::spawn_blocking(read).await;
         Ok(done.map_err(|_| VerifyError::Unavailable)??)
     }
 }

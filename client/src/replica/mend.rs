@@ -1,6 +1,8 @@
 //! Comparing a replica with what its server says that it must hold, and mending what differs.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, params};
 use tidewire_protocol::digest::{CollectionDigest, DEPTH_MAX, range_of};
@@ -16,6 +18,8 @@ use crate::page::Page;
 
 /// Documents of a range, about, so that little is sent again for one that differs.
 const RANGE_DOCUMENTS: u64 = 50;
+/// Steps of SQLite's machine between two looks whether a reading is given up: well below a millisecond.
+const STEPS_BETWEEN_LOOKS: i32 = 1_000;
 /// Rows that change while a comparison runs, at most; with more it is given up.
 const TOUCHED_MAX: usize = 200_000;
 
@@ -66,6 +70,12 @@ pub(crate) struct Fix {
 }
 
 impl Replica {
+    /// Whatever is read is broken off, with an error, once `given_up` is set.
+    pub(crate) fn until(&mut self, given_up: Arc<AtomicBool>) -> Result<(), ReplicaError> {
+        let is_given_up = move || given_up.load(Ordering::Relaxed);
+        Ok(self.conn.progress_handler(STEPS_BETWEEN_LOOKS, Some(is_given_up))?)
+    }
+
     /// The cursor that readers see, and what each collection adds up to there; `None` before the first
     /// copy, and while another one is under way.
     /// The file must be sound. `tell` is told how many rows of how many are added up.

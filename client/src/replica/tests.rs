@@ -1,6 +1,8 @@
 //! The replica's promises, each against a real file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::Connection;
 
@@ -319,6 +321,24 @@ fn another_subject_finds_nothing_of_the_first_in_a_damaged_file_either() {
             }
         }
     }
+}
+
+#[test]
+fn a_comparison_that_is_given_up_is_in_nobodys_way() {
+    let (folder, path) = place();
+    filled_by_ada(&path);
+    let mut replica = Replica::open(&path).unwrap();
+    let given_up = Arc::<AtomicBool>::default();
+    replica.until(Arc::clone(&given_up)).unwrap();
+    let mut rows = 0;
+    let sums = replica.sums(|done, _| {
+        rows = done;
+        given_up.store(done > 100, Ordering::Relaxed);
+    });
+    assert!(sums.unwrap_err().to_string().contains("interrupted"));
+    assert!(100 < rows && rows < 2_000, "it was under way: {rows}");
+    drop(Writer::open(&path, &identity("bob")).unwrap());
+    assert_eq!(holders(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl Tail {
         found.documents = fresh.len() as u64;
         // Without an order there is no telling what vanished, nor without knowing where the chunk ends.
         let has_end = chunk.last || through.is_some();
-        let mut entries = match ascending && has_end {
+        let by_order = ascending && has_end;
+        let mut entries = match by_order {
             true => Entries::new(id, done.clone(), through.clone()),
             false => Entries::none(id),
         };
@@ -102,7 +103,7 @@ impl Tail {
                     Err(too_old) => return Ok(Err(too_old)),
                 }
             }
-            let known = match ascending && has_end {
+            let known = match by_order {
                 true => entries.next_if(&mut self.writer, key)?,
                 false => entry_of(&mut self.writer, id, key)?,
             };

@@ -29,7 +29,7 @@ use hub::Hub;
 pub(crate) use hub::follow;
 use memory::Memory;
 use news::{NewsTurns, Tellings};
-use pages::Frames;
+use pages::{FrameTurns, Frames};
 use socket::Upgrade;
 
 /// What a socket speaks.
@@ -48,6 +48,7 @@ pub(crate) struct Live {
     pub(crate) hub: Arc<Hub>,
     memory: Memory,
     frames: Frames,
+    frame_turns: FrameTurns,
     tellings: Tellings,
     news_turns: NewsTurns,
     sessions: TaskTracker,

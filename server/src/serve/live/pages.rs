@@ -1,11 +1,12 @@
 //! Frames that are read for a socket's own cursor, as a pull's pages are: a first copy, a catch-up, what a
 //! new token gained and lost. Sockets that stand at one place and see the same share them.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use tidewire_protocol::Position;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::Parts;
 use super::super::errors::ApiError;
@@ -16,8 +17,11 @@ use super::made::Made;
 use super::memory::{Purpose, needed};
 use crate::log::{PageEnd, Since};
 
-/// A frame ends before the change that would take its changes past this many bytes.
+/// A frame ends before the change that would take its changes past this many bytes …
 pub(super) const FRAME_BYTES_MAX: usize = 128 * 1024;
+/// … and a socket's first one before this many, the next before twice as many, and so on: one that takes
+/// nothing is found out by little.
+pub(super) const FIRST_FRAME_BYTES_MAX: usize = 8 * 1024;
 /// Changes in a frame.
 pub(super) const LIMIT: usize = 1_000;
 /// The largest frame that is kept when nobody is being sent it any more.
@@ -34,6 +38,18 @@ pub(super) struct Place {
     is_json: bool,
     since: String,
     after: Position,
+    bytes_max: usize,
+}
+
+/// Turns to read a frame: half of the machine is for those who are live.
+#[derive(Debug)]
+pub(super) struct FrameTurns(Arc<Semaphore>);
+
+impl Default for FrameTurns {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self(Arc::new(Semaphore::new(cores.div_ceil(2))))
+    }
 }
 
 /// What follows a cursor.
@@ -47,19 +63,23 @@ pub(super) struct Frame {
 }
 
 impl Parts {
-    /// What follows `job.since` on a socket that was told everything through `after`.
+    /// What follows `job.since` on a socket that was told everything through `after`, in changes of
+    /// `bytes_max` bytes or a single one.
     pub(super) async fn frame(
         self: &Arc<Self>,
         job: &PageJob,
         after: Position,
+        bytes_max: usize,
     ) -> Result<Arc<Frame>, ApiError> {
-        let Since::Cursor(cursor) = &job.since else { return self.make_frame(job, after).await };
+        let make = || self.make_frame(job, after, bytes_max);
+        let Since::Cursor(cursor) = &job.since else { return make().await };
         let place = Place {
             collections: Arc::clone(&job.collections),
             channels: Arc::clone(&job.channels),
             is_json: job.format == Format::Json,
             since: cursor.to_string(),
             after,
+            bytes_max,
         };
         let head = self.reader.head().borrow().seq;
         // What is not complete may be so in a moment, and a collection may be there, without another
@@ -67,18 +87,21 @@ impl Parts {
         let lasts =
             |frame: &Frame| frame.end.has_more || (frame.end.complete && frame.end.count > 0);
         let is_kept = |frame: &Frame| lasts(frame) && frame.text.len() <= KEPT_BYTES_MAX;
-        self.live.frames.get(head, place, is_kept, || self.make_frame(job, after)).await
+        self.live.frames.get(head, place, is_kept, make).await
     }
 
     async fn make_frame(
         self: &Arc<Self>,
         job: &PageJob,
         after: Position,
+        bytes_max: usize,
     ) -> Result<Arc<Frame>, ApiError> {
         let mut purpose = Purpose::Frame;
         loop {
             let job = job.clone();
-            let make = move |parts: &Self, memory| parts.make_frame_blocking(&job, after, memory);
+            let make = move |parts: &Self, memory| {
+                parts.make_frame_blocking(&job, after, bytes_max, memory)
+            };
             match self.read_for_frame(purpose, make).await? {
                 Ok(frame) => return Ok(Arc::new(frame)),
                 Err(kib) => purpose = Purpose::Large(kib),
@@ -95,7 +118,7 @@ impl Parts {
         let memory = self.live.memory.take(purpose).await.ok_or_else(ApiError::internal)?;
         let turns = match purpose {
             Purpose::News => &self.live.news_turns.0,
-            Purpose::Frame | Purpose::Large(_) => &self.bounds.reads,
+            Purpose::Frame | Purpose::Large(_) => &self.live.frame_turns.0,
         };
         let turn = Arc::clone(turns).acquire_owned().await;
         let parts = Arc::clone(self);
@@ -114,11 +137,12 @@ impl Parts {
         &self,
         job: &PageJob,
         after: Position,
+        bytes_max: usize,
         memory: OwnedSemaphorePermit,
     ) -> Result<Result<Frame, u32>, ApiError> {
         let begin = || {
             let begin = begin_changes(after);
-            PageWriter::begin_with(&self.rules, job.format, begin, FRAME_BYTES_MAX)
+            PageWriter::begin_with(&self.rules, job.format, begin, bytes_max)
         };
         let (writer, end, is_ahead) = self.write_changes(job, begin)?;
         let mut bytes = writer.into_bytes();

@@ -19,7 +19,7 @@ use super::super::query::{parse_format, parse_since};
 use super::super::read::PageJob;
 use super::frames::{FromClient, FromServer, Hello, begin_changes, end_changes};
 use super::hub::{News, Watch};
-use super::pages::{LIMIT, position_of};
+use super::pages::{FIRST_FRAME_BYTES_MAX, FRAME_BYTES_MAX, LIMIT, position_of};
 use super::pulse::Pulse;
 use super::socket::Socket;
 use crate::access::{Identity, TokenError};
@@ -125,6 +125,8 @@ struct Session<'a> {
     complete: bool,
     /// Everything that this token may see was told when the log was last read: what comes then is news.
     is_live: bool,
+    /// Bytes of changes in the next frame, at most: as a socket takes frames, they grow.
+    frame_bytes: usize,
     /// When the next keepalive is due.
     keepalive: Pin<Box<Sleep>>,
     /// Each keepalive comes with a ping.
@@ -206,6 +208,7 @@ impl<'a> Session<'a> {
             through,
             complete,
             is_live,
+            frame_bytes: FIRST_FRAME_BYTES_MAX,
             keepalive,
             pulse: Pulse::default(),
         })
@@ -274,7 +277,7 @@ impl<'a> Session<'a> {
         loop {
             self.check()?;
             let (parts, job) = (self.parts, self.job.clone());
-            let mut made = std::pin::pin!(parts.frame(&job, self.through));
+            let mut made = std::pin::pin!(parts.frame(&job, self.through, self.frame_bytes));
             let frame = loop {
                 tokio::select! {
                     biased;
@@ -292,6 +295,7 @@ impl<'a> Session<'a> {
             if end.count > 0 || end.has_more || completes {
                 self.parts.metrics.page(end.count, frame.text.len());
                 self.send(socket, std::slice::from_ref(&frame.text)).await?;
+                self.frame_bytes = (2 * self.frame_bytes).min(FRAME_BYTES_MAX);
                 self.through = end.cursor.position().max(self.through);
                 self.job.since = Since::Cursor(end.cursor.clone());
                 self.complete = end.complete;
