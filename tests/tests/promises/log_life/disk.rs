@@ -83,6 +83,14 @@ impl Disk {
         assert!(self.mount(), "mounted again");
     }
 
+    /// Makes the log's files read-only for everybody, whoever has them open, or writable again.
+    fn freeze(&self, flag: &str) {
+        let files = std::fs::read_dir(self.mounted().join("data")).expect("the log's folder");
+        let mut chattr = Command::new("chattr");
+        chattr.arg(flag).args(files.map(|file| file.expect("a file").path()));
+        assert!(chattr.status().expect("chattr").success(), "chattr {flag}");
+    }
+
     fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
         let mut mount = Command::new("mount");
@@ -193,8 +201,13 @@ async fn a_disk_that_turns_read_only_stops_the_tail_alone_and_the_mended_one_goe
     let mut client = Client::new(&server.url(), &token);
     client.start();
     client.reaches(&insert(&mongo, 100, 100).await, PATIENCE).await;
-    disk.fail();
+    disk.freeze("+i");
     let from = until_unwritable(&mongo, &server, "", 200).await;
+    disk.freeze("-i");
+    server.ready().await;
+    client.reaches(&insert(&mongo, from, 10).await, PATIENCE).await;
+    disk.fail();
+    let from = until_unwritable(&mongo, &server, "", from + 10).await;
     let (status, page) = server.pull(&token, "since=0&limit=5").await;
     assert_eq!((status, &page["count"]), (200, &serde_json::json!(5)));
     // Such a disk is written again only when it was mended: the server is stopped for that.
