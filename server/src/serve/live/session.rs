@@ -228,6 +228,10 @@ impl<'a> Session<'a> {
     async fn tell(&mut self, socket: &mut Socket) -> Result<(), End> {
         // Taken before the log is read: what is committed meanwhile is news again.
         let news = self.watch.news();
+        if self.is_live && news.is_none() {
+            // A bell that rang for what was heard together with what came before it.
+            return Ok(());
+        }
         if let Some(news) = news.filter(|news| self.is_news(news)) {
             self.check()?;
             let told = self.parts.told(news.clone(), self.job.format).await?;
@@ -339,6 +343,7 @@ impl<'a> Session<'a> {
         if self.pulse.is_gone(Instant::now()) {
             return Err(too_slow("no ping was answered for a minute"));
         }
+        self.check()?;
         if self.is_live {
             self.move_on().await?;
         } else {
