@@ -379,8 +379,9 @@ impl<T: Transport> Driver<T> {
         self.hands.pull = None;
         self.hands.listing = None;
         self.hands.page = None;
-        if self.hands.comparison.take().is_some() {
-            // It reads what may have to be wiped, and another subject's rows are none of its concern.
+        let is_the_same = token.is_of_the_same_subject_as(&self.token);
+        if !is_the_same && self.hands.comparison.take().is_some() {
+            // It reads what has to be wiped.
             self.verified(Err(VerifyError::Unavailable), store).await;
         }
         store.send(Command::Belong(token.subject())).await;

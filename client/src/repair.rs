@@ -82,14 +82,13 @@ impl Comparison {
         let (begun, begins) = oneshot::channel();
         self.store.send(Command::BeginComparison(begun)).await.ok();
         begins.await.map_err(|_| VerifyError::Unavailable)?;
-        let mut ours = Progress { status: self.status.clone(), half: 0, shown: None };
+        let mut ours = self.progress(0);
         let sums = self.read(move |replica| replica.sums(|done, all| ours.tell(done, all))).await?;
         let (cursor, sums) = sums.ok_or(VerifyError::Copying)?;
         let mut fixes = Vec::new();
         let collections = sums.len() as u64;
         let all = sums.iter().map(|sums| sums.digest.total().count).sum();
-        let (mut theirs, mut before) =
-            (Progress { status: self.status.clone(), half: 1, shown: None }, 0);
+        let (mut theirs, mut before) = (self.progress(1), 0);
         for ours in sums {
             let rows = ours.digest.total().count;
             self.compare(&cursor, ours, &mut fixes, |done| theirs.tell(before + done, all)).await?;
@@ -110,6 +109,11 @@ impl Comparison {
         let mended = mends.await.map_err(|_| VerifyError::Unavailable)??;
         let mended = mended.ok_or(VerifyError::Copying)?;
         Ok(Verified { timestamp: rfc3339(now_ms()), collections, differences, mended })
+    }
+
+    fn progress(&self, half: u64) -> Progress {
+        let given_up = Arc::clone(&self.given_up.0);
+        Progress { status: self.status.clone(), given_up, half, shown: None }
     }
 
     async fn compare(
@@ -181,6 +185,7 @@ impl Comparison {
 /// How far a comparison is: this machine's half, then the server's.
 struct Progress {
     status: watch::Sender<Status>,
+    given_up: Arc<AtomicBool>,
     half: u64,
     /// Percent.
     shown: Option<u8>,
@@ -192,7 +197,14 @@ impl Progress {
         let share = done.min(all) * 50 / all.max(1);
         let percent = u8::try_from(50 * self.half + share).unwrap_or(100);
         if self.shown.replace(percent) != Some(percent) {
-            self.status.send_modify(|status| status.comparing = Some(percent));
+            // Whoever gives it up says after that that nothing is compared.
+            self.status.send_if_modified(|status| {
+                let goes_on = !self.given_up.load(Ordering::Relaxed);
+                if goes_on {
+                    status.comparing = Some(percent);
+                }
+                goes_on
+            });
         }
     }
 }

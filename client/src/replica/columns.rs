@@ -6,11 +6,13 @@ use std::collections::HashSet;
 use rusqlite::Connection;
 
 use super::ReplicaError;
-use super::schema::{OWN_COLUMNS, literal, quote};
+use super::schema::{OWN_COLUMNS, OWN_DEFINITIONS, literal, quote};
 use super::staging::damaged;
 
 /// Most generated columns of a table; fields beyond them are read with `json_extract`.
 pub(crate) const COLUMNS_MAX: usize = 500;
+/// Names of a row's own number in SQLite, which lets no column be added by one of them.
+const ROW_NUMBER: [&str; 3] = ["rowid", "oid", "_rowid_"];
 /// Longest field name that becomes a column, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -23,11 +25,14 @@ pub(crate) struct Columns {
 }
 
 impl Columns {
-    /// The generated columns of an existing table; damage, where one is not as [`add`] wrote it.
+    /// The generated columns of an existing table; damage, where a column is not as it was written.
     pub(crate) fn of_table(conn: &Connection, table: &str) -> Result<Self, ReplicaError> {
         let mut columns = Self::default();
         let schema = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1";
         let schema: String = conn.query_row(schema, [table], |row| row.get(0))?;
+        if !schema.contains(OWN_DEFINITIONS) {
+            return Err(damaged("a column"));
+        }
         let mut rows = conn.prepare("SELECT name FROM pragma_table_xinfo(?1) WHERE hidden = 2")?;
         for name in rows.query_map([table], |row| row.get::<_, String>(0))? {
             let name = name?;
@@ -52,6 +57,7 @@ impl Columns {
         let folded = name.to_ascii_lowercase();
         if self.known.len() >= COLUMNS_MAX
             || OWN_COLUMNS.contains(&folded.as_str())
+            || ROW_NUMBER.contains(&folded.as_str())
             || name.len() > NAME_BYTES_MAX
             || name.contains('\0')
         {

@@ -92,19 +92,26 @@ pub enum ReplicaError {
 impl ReplicaError {
     /// The file's content can't be trusted: it has to be made anew.
     pub(crate) fn is_damage(&self) -> bool {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        use rusqlite::Error::{
+            FromSqlConversionFailure, InvalidColumnType, QueryReturnedNoRows, SqlInputError,
+            SqliteFailure, Utf8Error,
+        };
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
         let Self::Sqlite(error) = self else { return false };
+        // Tables or columns that were there are gone: the file's schema is not what it was.
+        let is_missing = |message: &str| {
+            message.starts_with("no such table")
+                || message.starts_with("no such column")
+                || message.contains(" has no column named ")
+        };
         match error {
-            // Tables or columns that were there are gone: somebody changed the file's schema.
-            rusqlite::Error::SqliteFailure(cause, Some(message))
-                if cause.code == rusqlite::ErrorCode::Unknown =>
-            {
-                message.starts_with("no such table") || message.starts_with("no such column")
-            }
-            rusqlite::Error::SqlInputError { msg, .. } => {
-                msg.starts_with("no such table") || msg.starts_with("no such column")
-            }
-            rusqlite::Error::QueryReturnedNoRows => true,
+            SqliteFailure(cause, Some(message)) if cause.code == Unknown => is_missing(message),
+            SqlInputError { msg, .. } => is_missing(msg),
+            // What the client wrote is of another kind.
+            QueryReturnedNoRows
+            | Utf8Error(..)
+            | FromSqlConversionFailure(..)
+            | InvalidColumnType(..) => true,
             other => matches!(other.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
         }
     }

@@ -22,6 +22,10 @@ pub(crate) const OWN_COLUMNS: [&str; 4] = ["_id", "_doc", "_updated_at", "_posit
 /// What every trigger of ours does.
 pub(super) const REFUSAL: &str = "BEGIN SELECT RAISE(ABORT, 'read-only replica'); END";
 
+/// [`OWN_COLUMNS`] as a table has them.
+pub(crate) const OWN_DEFINITIONS: &str =
+    "(_id TEXT PRIMARY KEY NOT NULL, _doc TEXT, _updated_at TEXT, _position TEXT";
+
 /// Milliseconds since 1970 in SQL that old SQLite versions know too.
 const NOW_MS: &str = "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)";
 
@@ -161,10 +165,7 @@ pub(super) fn guard_view(view: &str) -> String {
 
 /// Makes a collection's table; `label` is unique in the file and names its triggers.
 pub(crate) fn create_table(conn: &Connection, table: &str, label: &str) -> rusqlite::Result<()> {
-    conn.execute_batch(&format!(
-        "CREATE TABLE {} (_id TEXT PRIMARY KEY NOT NULL, _doc TEXT, _updated_at TEXT, _position TEXT)",
-        quote(table)
-    ))?;
+    conn.execute_batch(&format!("CREATE TABLE {} {OWN_DEFINITIONS})", quote(table)))?;
     guard(conn, table, label)
 }
 

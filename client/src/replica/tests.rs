@@ -427,9 +427,15 @@ fn a_damaged_file_is_made_anew_and_never_served() {
         std::fs::remove_file(&path).unwrap();
     }
     // Words of the schema: the file is sound, and says something else or nothing.
-    for word in ["subject TEXT", "read-only replica'); END", "t\"')) VIRTUAL"] {
+    let words = [
+        "subject TEXT",
+        "read-only replica'); END",
+        "t\"')) VIRTUAL",
+        "_updated_at TEXT, _position",
+    ];
+    for (word, bit) in words.into_iter().flat_map(|word| [(word, 1), (word, 0x80)]) {
         filled(&path);
-        spoil(&path, word);
+        spoil(&path, word, bit);
         assert_eq!(open(&path).resume(), super::Resume::default(), "{word}");
         std::fs::remove_file(&path).unwrap();
     }
@@ -439,13 +445,13 @@ fn a_damaged_file_is_made_anew_and_never_served() {
     assert_eq!(open(&path).resume(), super::Resume::default());
 }
 
-/// Turns a bit of the first letter of `word` over, wherever the file has it.
-fn spoil(path: &Path, word: &str) {
+/// Turns a bit of the second letter of `word` over, wherever the file has it.
+fn spoil(path: &Path, word: &str, bit: u8) {
     let mut bytes = std::fs::read(path).unwrap();
     let is_there = |place: &usize| bytes[*place..].starts_with(word.as_bytes());
     let places: Vec<usize> = (0..bytes.len()).filter(is_there).collect();
     assert!(!places.is_empty(), "{word}");
-    places.into_iter().for_each(|place| bytes[place] ^= 1);
+    places.into_iter().for_each(|place| bytes[place + 1] ^= bit);
     std::fs::write(path, &bytes).unwrap();
 }
 
@@ -455,7 +461,7 @@ fn views_that_are_spoiled_are_made_anew() {
     filled(&path);
     let held = open(&path).resume();
     for word in ["s.cursor AS cursor", "reason, updated_at AS _updated_at"] {
-        spoil(&path, word);
+        spoil(&path, word, 1);
         let writer = open(&path);
         assert_eq!(writer.resume(), held, "{word}");
         assert_eq!(writer.status().unwrap().cursor, Some(held.since.clone()), "{word}");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::{Document, doc};
 use futures::TryStreamExt;
 use mongodb::error::ErrorKind;
@@ -177,6 +178,8 @@ pub(super) struct Times {
     pub(super) operation: u64,
     /// The newest that a majority has, so that no rollback can take it back.
     pub(super) majority: u64,
+    /// Which process the primary is: another one after each of its starts. MongoDB 4.4 and later say it.
+    pub(super) process: Option<ObjectId>,
 }
 
 /// Asks the primary for its times.
@@ -186,9 +189,11 @@ pub(super) async fn times(database: &Database) -> mongodb::error::Result<Times> 
     let majority = last_write.and_then(|written| written.get_document("majorityOpTime").ok());
     let majority = majority.and_then(|time| time.get_timestamp("ts").ok()).map(cluster_time);
     let operation = hello.get_timestamp("operationTime").ok().map(cluster_time);
+    let version = hello.get_document("topologyVersion").ok();
+    let process = version.and_then(|version| version.get_object_id("processId").ok());
     operation
         .zip(majority)
-        .map(|(operation, majority)| Times { operation, majority })
+        .map(|(operation, majority)| Times { operation, majority, process })
         .ok_or_else(|| std::io::Error::other("the source does not tell its time").into())
 }
 

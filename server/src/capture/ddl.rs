@@ -79,7 +79,7 @@ impl Tail {
         self.is_known_whole(to, event.cluster_time)?;
         if unknown > 0 || owed {
             // Documents whose keys are not known are found where they are now.
-            self.owe_check(to);
+            self.owe_check(to)?;
             self.walk_on();
         }
         Ok(())

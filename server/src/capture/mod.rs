@@ -34,10 +34,11 @@ mod tail;
 mod walk;
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use mongodb::{Client, Database};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,7 +54,7 @@ use crate::log::{CopyState, LogError, TailState, Writer};
 use crate::retry::{self, Attempts, Failure, Step};
 use crate::status::{SourcePhase, StatusSender};
 use copier::Copier;
-use oplog::Guard;
+use oplog::{Guard, Stands};
 use primary::Primary;
 use reads::Reads;
 use source::{Ended, SILENCE_MAX, Source, StartAt};
@@ -121,6 +122,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
     let oplog_refused = Arc::new(AtomicBool::new(false));
+    let process = Arc::default();
     let (mut client, mut primary) = connect(&config).await?;
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
@@ -144,6 +146,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             status: status.clone(),
             checks: checks.clone(),
             oplog_refused: Arc::clone(&oplog_refused),
+            process: Arc::clone(&process),
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().clone();
@@ -268,6 +271,9 @@ fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
 const RESTORED: &str = "the source does not have what the log has of it: it was restored from an older backup; \
      everything is compared with it as soon as its time has passed the log's";
 
+const UNPROVEN: &str = "without the right to read local.oplog.rs it can't be seen whether the source was restored from \
+     a backup while nobody looked: all of it is compared; grant the user `read` on `local` to be spared that";
+
 /// One run of source, copier and tail.
 struct Run {
     client: Client,
@@ -277,6 +283,8 @@ struct Run {
     status: StatusSender,
     checks: CheckOrders,
     oplog_refused: Arc<AtomicBool>,
+    /// The primary's process that was asked last, where it says which.
+    process: Arc<Mutex<Option<Option<ObjectId>>>>,
     shutdown: CancellationToken,
 }
 
@@ -295,7 +303,7 @@ impl Run {
             start = self.start(&mut writer, step) => start?,
             () = &mut replaced => Err(another_primary()),
         };
-        let start = match start {
+        let (start, unproven) = match start {
             Ok(start) => start,
             Err(ended) => return Ok(Back { writer, owed, ended: Err(ended) }),
         };
@@ -316,7 +324,7 @@ impl Run {
             checks: self.checks.clone(),
             owed,
             // A token that the source refused, and a time that it took: nobody knows what that was.
-            check_all: step == Step::ResumeFromTime,
+            check_all: unproven || step == Step::ResumeFromTime,
             from_time: matches!(start, StartAt::Time(_)),
             runtime,
         };
@@ -352,12 +360,13 @@ impl Run {
         Ok(Back { ended: back.ended.and(ended), ..back })
     }
 
-    /// Where the stream starts; what the log must know about it is committed before.
+    /// Where the stream starts; what the log must know about it is committed before. True: the log may be
+    /// of another history than the source's, which is found by comparing all of it.
     async fn start(
         &self,
         writer: &mut Writer,
         step: Step,
-    ) -> Result<Result<StartAt, Ended>, CaptureError> {
+    ) -> Result<Result<(StartAt, bool), Ended>, CaptureError> {
         let asked = timeout(SILENCE_MAX, connect::times(&self.database)).await;
         let times = match asked {
             Ok(Ok(times)) => times,
@@ -365,6 +374,8 @@ impl Run {
             Err(_) => return Ok(Err(Ended::new(Failure::Silent, "the source does not answer"))),
         };
         let stored = writer.tail().clone();
+        let is_another = self.is_another_process(times.process);
+        let mut unproven = false;
         if stored.high_water > times.operation {
             // Kept in the log, so that a restart does not forget it.
             if let Err(error) = begin_anew(writer, &self.rules, stored.high_water) {
@@ -374,17 +385,22 @@ impl Run {
         }
         let step = match step {
             Step::Resume if stored.high_water > 0 => {
-                match oplog::has_entry_at(&self.client, stored.high_water).await {
-                    Some(false) => {
+                match oplog::entry_at(&self.client, stored.high_water).await {
+                    Stands::Strange => {
                         tracing::error!(high_water = stored.high_water, "{RESTORED}");
                         Step::Reconcile
                     }
-                    _ => Step::Resume,
+                    Stands::Refused if is_another => {
+                        tracing::warn!("{UNPROVEN}");
+                        unproven = true;
+                        Step::Resume
+                    }
+                    Stands::Known | Stands::Untold | Stands::Refused => Step::Resume,
                 }
             }
             step => step,
         };
-        Ok(match (step, stored) {
+        let start = match (step, stored) {
             (Step::Resume | Step::ResumeInParts, TailState { resume_token: Some(token), .. }) => {
                 Ok(StartAt::Token(token))
             }
@@ -396,7 +412,15 @@ impl Run {
             _ => begin_anew(writer, &self.rules, times.majority)
                 .map(StartAt::Time)
                 .map_err(Ended::from),
-        })
+        };
+        Ok(start.map(|start| (start, unproven)))
+    }
+
+    /// Whether the primary is another process than the one that was followed last: in between the source
+    /// may have been restored.
+    fn is_another_process(&self, process: Option<ObjectId>) -> bool {
+        let mut last = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        last.replace(process) != Some(process)
     }
 }
 

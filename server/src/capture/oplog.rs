@@ -139,17 +139,37 @@ async fn first_entry(client: &Client) -> mongodb::error::Result<Option<u64>> {
     entry(client, doc! {}).await
 }
 
-/// Whether the oplog has the entry at `time`, at which the log stands. `None`: there is no telling; the
-/// oplog can't be read, or does not reach back so far.
-pub(super) async fn has_entry_at(client: &Client, time: u64) -> Option<bool> {
+/// What the oplog says of a time at which the log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stands {
+    /// It has an entry at that time: the source goes on from there.
+    Known,
+    /// It has none, and reaches back farther: the source is another one now.
+    Strange,
+    /// It does not reach back so far, or did not answer.
+    Untold,
+    /// The user may not read it.
+    Refused,
+}
+
+/// Whether the oplog has the entry at `time`, at which the log stands.
+pub(super) async fn entry_at(client: &Client, time: u64) -> Stands {
     let asked = async {
         let first = first_entry(client).await?;
         let at = entry(client, doc! { "ts": { "$gte": timestamp(time) } }).await?;
         mongodb::error::Result::Ok((first, at))
     };
-    let (first, at) = timeout(SILENCE_MAX, asked).await.ok()?.ok()?;
-    first.filter(|first| *first <= time)?;
-    Some(at == Some(time))
+    match timeout(SILENCE_MAX, asked).await {
+        Ok(Ok((Some(first), at))) if first <= time => {
+            if at == Some(time) {
+                Stands::Known
+            } else {
+                Stands::Strange
+            }
+        }
+        Ok(Err(error)) if classify(&error) == Failure::AccessRefused => Stands::Refused,
+        _ => Stands::Untold,
+    }
 }
 
 async fn entry(client: &Client, filter: Document) -> mongodb::error::Result<Option<u64>> {

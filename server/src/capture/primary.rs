@@ -12,7 +12,7 @@ use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{ClientOptions, ServerAddress};
 use tokio::sync::watch;
 
-/// The last primary that a driver has heard of.
+/// The primary that a driver knows of.
 #[derive(Clone, Debug)]
 pub(super) struct Primary(watch::Receiver<Option<ServerAddress>>);
 
@@ -25,11 +25,11 @@ impl Primary {
             let servers = event.new_description.servers();
             let primary =
                 servers.into_iter().find(|(_, info)| info.server_type() == ServerType::RsPrimary);
-            let Some((primary, _)) = primary else { return };
+            let primary = primary.map(|(primary, _)| primary);
             tell.send_if_modified(|last| {
-                let is_another = last.as_ref() != Some(primary);
+                let is_another = last.as_ref() != primary;
                 if is_another {
-                    *last = Some(primary.clone());
+                    *last = primary.cloned();
                 }
                 is_another
             });
@@ -40,7 +40,10 @@ impl Primary {
     /// Waits until another node is the primary than at first.
     pub(super) async fn replaced(mut self) {
         let first = self.0.wait_for(Option::is_some).await.map(|first| first.clone());
-        let another = self.0.wait_for(|last| first.as_ref().is_ok_and(|first| last != first));
+        let is_another = |now: &Option<ServerAddress>| {
+            now.is_some() && first.as_ref().is_ok_and(|first| now != first)
+        };
+        let another = self.0.wait_for(is_another);
         if another.await.is_err() {
             // The driver is gone, and nobody tells any more.
             pending::<()>().await;

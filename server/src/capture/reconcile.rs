@@ -51,7 +51,7 @@ impl Tail {
                 if self.dirty || matches!(self.walk, Some(Walk::Copy(_))) {
                     self.commit()?;
                 }
-                self.walked_through(&chunk);
+                self.walked_through(&chunk)?;
                 if chunk.last && matches!(self.walk, Some(Walk::Copy(at)) if at == collection) {
                     self.held = Some(chunk.taken(self.tracked[collection].mixed_until));
                 }

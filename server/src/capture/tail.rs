@@ -245,8 +245,9 @@ impl Tail {
             });
         }
         if check_all {
-            (0..self.tracked.len()).for_each(|collection| self.owe_check(collection));
+            (0..self.tracked.len()).try_for_each(|collection| self.owe_check(collection))?;
         }
+        self.recall_owed();
         self.high_water.send_replace(self.stands.high_water);
         self.walk_on();
         Ok(())
@@ -415,7 +416,7 @@ impl Tail {
             if let Some(&collection) = self.by_name.get(undecodable.collection) {
                 let now = self.open.as_ref().map_or(self.stands.high_water, |o| o.cluster_time);
                 self.tracked[collection].chunks_not_before = now;
-                self.owe_check(collection);
+                self.owe_check(collection)?;
                 self.walk_on();
             }
         }

@@ -182,10 +182,31 @@ impl Tail {
         self.order();
     }
 
-    /// A check of all of the collection is owed.
-    pub(super) fn owe_check(&mut self, collection: usize) {
+    /// A check of all of the collection is owed, by the log too from the next commit on.
+    pub(super) fn owe_check(&mut self, collection: usize) -> Result<(), LogError> {
         self.owed.retain(|due| due.collection != collection);
         self.owed.push_back(Due { collection, after: None });
+        self.note_owed(collection, true)
+    }
+
+    fn note_owed(&mut self, collection: usize, is_owed: bool) -> Result<(), LogError> {
+        let tracked = &mut self.tracked[collection];
+        if tracked.copy.owes_check == is_owed {
+            return Ok(());
+        }
+        tracked.copy.owes_check = is_owed;
+        let (id, copy) = (tracked.id, tracked.copy.clone());
+        self.dirty = true;
+        self.writer.set_copy_state(id, copy)
+    }
+
+    /// Takes up what the log says is owed and this process does not know of.
+    pub(super) fn recall_owed(&mut self) {
+        for collection in 0..self.tracked.len() {
+            if self.tracked[collection].copy.owes_check && !self.owes_check(collection) {
+                self.owed.push_back(Due { collection, after: None });
+            }
+        }
     }
 
     pub(super) fn owes_check(&self, collection: usize) -> bool {
@@ -286,26 +307,31 @@ impl Tail {
     }
 
     /// A chunk is committed; where it was the walk's last one, the next walk begins.
-    pub(super) fn walked_through(&mut self, chunk: &Chunk) {
+    pub(super) fn walked_through(&mut self, chunk: &Chunk) -> Result<(), LogError> {
         match self.walk.take() {
             Some(Walk::Copy(at)) if self.tracked[at].copy.finished => {
                 let cluster_time = self.stands.high_water;
                 tracing::info!(collection = %self.tracked[at].name, cluster_time, "the copy is finished");
             }
-            Some(Walk::Check(check)) if chunk.last => self.end_check(check),
+            Some(Walk::Check(check)) if chunk.last => self.end_check(check)?,
             Some(Walk::Check(check)) if check.is_unwanted() => {}
             mut under_way => {
                 if let Some(Walk::Check(check)) = &mut under_way {
                     check.stored = check.done_through_id.clone().map(|id| (id, check.report));
                 }
                 self.walk = under_way;
-                return self.tell_copies();
+                self.tell_copies();
+                return Ok(());
             }
         }
         self.walk_on();
+        Ok(())
     }
 
-    fn end_check(&self, check: Check) {
+    fn end_check(&mut self, check: Check) -> Result<(), LogError> {
+        if check.done.is_none() {
+            self.note_owed(check.collection, false)?;
+        }
         let collection = &self.tracked[check.collection].name;
         let CheckReport { documents, upserted, deleted, .. } = check.report;
         if upserted + deleted > 0 {
@@ -317,6 +343,7 @@ impl Tail {
             // Whoever asked may have gone.
             let _ = done.send(Checked::Whole(check.report));
         }
+        Ok(())
     }
 
     /// Tells the status which copies are not finished.

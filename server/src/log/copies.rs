@@ -16,6 +16,7 @@ pub(super) struct StoredCollection {
     done_through_id: Option<Vec<u8>>,
     documents: i64,
     rules: i64,
+    owes_check: bool,
 }
 
 impl StoredCollection {
@@ -30,8 +31,8 @@ impl StoredCollection {
     /// Every collection, each with what is wrong with it.
     pub(super) fn each(conn: &Connection) -> Result<Vec<Result<Self, LogError>>, LogError> {
         let mut select = conn.prepare_cached(
-            "SELECT id, name, copying, done_through, done_through_id, documents, rules, checksum
-             FROM collections ORDER BY name",
+            "SELECT id, name, copying, done_through, done_through_id, documents, rules, owes_check,
+             checksum FROM collections ORDER BY name",
         )?;
         let read = |row: &Row<'_>| {
             let stored = Self {
@@ -42,8 +43,9 @@ impl StoredCollection {
                 done_through_id: row.get(4)?,
                 documents: row.get(5)?,
                 rules: row.get(6)?,
+                owes_check: row.get(7)?,
             };
-            Ok((stored, row.get::<_, i64>(7)?))
+            Ok((stored, row.get::<_, i64>(8)?))
         };
         let rows = select.query_map([], read)?;
         let checked = |row: rusqlite::Result<(Self, i64)>| {
@@ -75,6 +77,7 @@ impl StoredCollection {
             done_through_id: None,
             documents: 0,
             rules: 0,
+            owes_check: false,
         };
         new.write(conn)?;
         Ok(id)
@@ -83,7 +86,7 @@ impl StoredCollection {
     fn write(&self, conn: &Connection) -> Result<(), LogError> {
         conn.prepare_cached(
             "INSERT OR REPLACE INTO collections (id, name, copying, done_through, done_through_id,
-             documents, rules, checksum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             documents, rules, owes_check, checksum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute((
             self.id.0,
@@ -93,6 +96,7 @@ impl StoredCollection {
             &self.done_through_id,
             self.documents,
             self.rules,
+            self.owes_check,
             self.checksum(),
         ))?;
         Ok(())
@@ -113,6 +117,7 @@ impl StoredCollection {
         }
         hasher.update(&self.documents.to_be_bytes());
         hasher.update(&self.rules.to_be_bytes());
+        hasher.update(&[u8::from(self.owes_check)]);
         i64::from(hasher.finalize())
     }
 }
@@ -136,6 +141,7 @@ impl Writer {
                     documents: stored.documents.cast_unsigned(),
                     finished: !copying,
                     rules: stored.rules.cast_unsigned(),
+                    owes_check: stored.owes_check,
                 };
                 self.copies.insert(id, state);
             }
@@ -185,6 +191,7 @@ impl Writer {
             done_through_id: state.done_through_id.as_ref().map(|id| id.as_bytes().to_vec()),
             documents: state.documents.cast_signed(),
             rules: state.rules.cast_signed(),
+            owes_check: state.owes_check,
         };
         stored.write(&self.conn)?;
         self.copies.insert(collection, state);

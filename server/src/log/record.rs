@@ -92,6 +92,8 @@ pub struct CopyState {
     pub finished: bool,
     /// The rules under which the copy runs or ran.
     pub rules: u64,
+    /// It should be right, and is to be compared with the source all the same.
+    pub owes_check: bool,
 }
 
 /// The end of what is committed.

@@ -2,11 +2,12 @@
 //! reason, or a table like any other; never part of a statement.
 
 use std::process::Command;
+use std::time::Duration;
 
 use bson::{Document, doc};
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Server, ServerOptions, collection, mongo, must_equal, program,
+    Claims, Client, Server, ServerOptions, collection, eventually, mongo, must_equal, program,
 };
 
 /// MongoDB takes all of them.
@@ -27,6 +28,10 @@ const NASTY: [&str; 14] = [
     "main.users",
 ];
 
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_collection_is_called_its_table_has_its_rows_and_no_other() {
     let mongo = mongo().await;
@@ -34,7 +39,7 @@ async fn whatever_a_collection_is_called_its_table_has_its_rows_and_no_other() {
     let mut collections = String::new();
     for (n, name) in names.iter().enumerate() {
         let n = i64::try_from(n).expect("few");
-        let fields = doc! { "_id": n, "n": n, "a\"b; --": n, "'": "x", "select": true, "_doc": 1 };
+        let fields = doc! { "_id": n, "n": n, "oid": n, "RowId": n, "_rowid_": n, "a\"b; --": n, "'": "x", "select": true, "_doc": 1 };
         mongo.db.collection::<Document>(name).insert_one(fields).await.expect("insert");
         collections += &collection(name, &["everyone"], &[]);
     }
@@ -46,12 +51,18 @@ async fn whatever_a_collection_is_called_its_table_has_its_rows_and_no_other() {
         let all = mongo.db.collection::<Document>(name);
         all.update_one(doc! {}, doc! { "$inc": { "n": 100 } }).await.expect("update");
     }
-    client.sync_once().await;
+    let last = quoted(names.last().expect("names"));
+    let has_last = || async {
+        client.sync_once().await;
+        let sql = format!("SELECT 1 FROM {last} WHERE n >= 100");
+        client.open().ok()?.query_row(&sql, [], |_| Ok(())).ok()
+    };
+    eventually("the last update is there", Duration::from_secs(30), has_last).await;
     must_equal(&mongo.db, &Plan::everything(&names), &client.db()).await;
     let db = client.open().expect("the replica");
     for (n, name) in (100_i64..).zip(&names) {
         // As any program would ask.
-        let sql = format!("SELECT n FROM \"{}\"", name.replace('"', "\"\""));
+        let sql = format!("SELECT n FROM {}", quoted(name));
         assert_eq!(db.query_row(&sql, [], |row| row.get::<_, i64>(0)), Ok(n), "{name}");
     }
     let sound: String =

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use tidewire_protocol::Position;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::super::Parts;
 use super::super::errors::ApiError;
@@ -24,6 +24,8 @@ pub(super) const FRAME_BYTES_MAX: usize = 128 * 1024;
 pub(super) const FIRST_FRAME_BYTES_MAX: usize = 8 * 1024;
 /// Changes in a frame.
 pub(super) const LIMIT: usize = 1_000;
+/// Frames that are read at the same time, at most.
+const TURNS_MAX: usize = 4;
 /// The largest frame that is kept when nobody is being sent it any more.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
 
@@ -48,7 +50,13 @@ pub(super) struct FrameTurns(Arc<Semaphore>);
 impl Default for FrameTurns {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self(Arc::new(Semaphore::new(cores.div_ceil(2))))
+        Self(Arc::new(Semaphore::new(cores.div_ceil(2).min(TURNS_MAX))))
+    }
+}
+
+impl FrameTurns {
+    async fn take(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.0).acquire_owned().await
     }
 }
 
@@ -115,12 +123,19 @@ impl Parts {
         purpose: Purpose,
         read: impl FnOnce(&Self, OwnedSemaphorePermit) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let memory = self.live.memory.take(purpose).await.ok_or_else(ApiError::internal)?;
-        let turns = match purpose {
-            Purpose::News => &self.live.news_turns.0,
-            Purpose::Frame | Purpose::Large(_) => &self.live.frame_turns.0,
+        let memory = async { self.live.memory.take(purpose).await.ok_or_else(ApiError::internal) };
+        let (turn, memory) = match purpose {
+            // Nobody has memory set aside who only waits for a turn: it would seem to be short.
+            Purpose::Frame => (self.live.frame_turns.take().await, memory.await?),
+            Purpose::Large(_) => {
+                let memory = memory.await?;
+                (self.live.frame_turns.take().await, memory)
+            }
+            Purpose::News => {
+                let memory = memory.await?;
+                (Arc::clone(&self.live.news_turns.0).acquire_owned().await, memory)
+            }
         };
-        let turn = Arc::clone(turns).acquire_owned().await;
         let parts = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;

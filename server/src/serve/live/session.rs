@@ -243,6 +243,8 @@ impl<'a> Session<'a> {
                     let mut end = Vec::new();
                     end_changes(news.through.position, &cursor, true, &mut end);
                     self.send(socket, &[begin, told.changes.clone(), end.into()]).await?;
+                    // It is known to read, and shares frames with all who do.
+                    self.frame_bytes = FRAME_BYTES_MAX;
                 }
                 self.move_to(cursor, news.through);
                 return Ok(());

@@ -233,3 +233,16 @@ fn numbered(range: std::ops::Range<i32>) -> impl Iterator<Item = Document> {
         |n| doc! { "_id": n, "n": n, "nested": { "list": [n, n + 1] }, "text": "x".repeat(200) },
     )
 }
+
+/// Copies a folder and what is in it.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}

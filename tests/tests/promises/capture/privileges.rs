@@ -1,14 +1,15 @@
 //! The source takes rights away and changes the password: that is said, and ends by itself.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Database;
 use tidewire_server::config::SourceConfig;
-use tidewire_tests::harness::{MongoOptions, eventually, mongo_with};
+use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 
-use super::{COLLECTIONS, Capture, collections, dir, insert, numbered};
+use super::{COLLECTIONS, Capture, collections, copy_folder, dir, insert, numbered};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,14 +27,14 @@ async fn in_trouble(capture: &Capture, held: usize) {
     assert_eq!(capture.state().len(), held, "what the log has is served");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone() {
-    let dir = dir();
-    let key = dir.path().join("key");
+/// A source whose users have passwords: itself, its database as root sees it, and one by which `tidewire` may
+/// do what `role` says.
+async fn with_passwords(dir: &Path, role: Document) -> (Mongo, Database, SourceConfig) {
+    let key = dir.join("key");
     std::fs::write(&key, "a key of the nodes among themselves").unwrap();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let args = vec!["--keyFile".to_owned(), key.to_str().unwrap().to_owned()];
-    let mut mongo = mongo_with(MongoOptions { args, ..MongoOptions::default() }).await;
+    let mongo = mongo_with(MongoOptions { args, ..MongoOptions::default() }).await;
     // The first user may be made by whoever is on the machine.
     let user = |name: &str, password: &str, roles: Document| {
         doc! { "createUser": name, "pwd": password, "roles": [roles] }
@@ -43,12 +44,17 @@ async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone
     let hosts = mongo.uri().replace("mongodb://", "");
     let uri = format!("mongodb://root:all%20of%20it@{hosts}&authSource=admin");
     let root = mongodb::Client::with_uri_str(uri).await.unwrap().database("invoify");
-    let role = doc! { "role": "read", "db": "invoify" };
-    admin(&root, user("tidewire", "open sesame", role.clone())).await;
-    insert(&root, "invoices", numbered(0..50)).await;
-
+    admin(&root, user("tidewire", "open sesame", role)).await;
     let uri = format!("mongodb://tidewire:open%20sesame@{hosts}&authSource=admin");
-    let config = SourceConfig { uri, database: "invoify".to_owned() };
+    (mongo, root, SourceConfig { uri, database: "invoify".to_owned() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone() {
+    let dir = dir();
+    let role = doc! { "role": "read", "db": "invoify" };
+    let (mut mongo, root, config) = with_passwords(dir.path(), role.clone()).await;
+    insert(&root, "invoices", numbered(0..50)).await;
     let log = dir.path().join("log");
     let capture = Capture::start_with(config, &log, &collections(&COLLECTIONS));
     capture.must_equal(&root, &COLLECTIONS).await;
@@ -67,6 +73,35 @@ async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone
     in_trouble(&capture, 60).await;
     insert(&root, "invoices", numbered(60..70)).await;
     admin(&root, password("open sesame")).await;
+    capture.must_equal(&root, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_read_the_oplog_compares_everything_with_a_source_that_was_started_again() {
+    let (dir, backup) = (dir(), super::dir());
+    let role = doc! { "role": "read", "db": "invoify" };
+    let (mut mongo, root, config) = with_passwords(dir.path(), role).await;
+    insert(&root, "invoices", numbered(0..100)).await;
+    let data = mongo.set.dir().join("node0").join("db");
+    mongo.node(0).stop().await.unwrap();
+    copy_folder(&data, backup.path());
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+    insert(&root, "invoices", numbered(100..130)).await;
+    let log = dir.path().join("log");
+    let capture = Capture::start_with(config, &log, &collections(&COLLECTIONS));
+    capture.must_equal(&root, &COLLECTIONS).await;
+    mongo.node(0).stop().await.unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_folder(backup.path(), &data);
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+    insert(&root, "invoices", numbered(500..501)).await;
+    eventually("what the source does not have is gone", PATIENCE, || async {
+        (capture.state().len() == 101).then_some(())
+    })
+    .await;
     capture.must_equal(&root, &COLLECTIONS).await;
     capture.stop().await;
 }

@@ -1,6 +1,5 @@
 //! What the source forgot: an oplog that rolled over, a backup that was put back.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bson::{Binary, Document, doc};
@@ -8,7 +7,7 @@ use tidewire_protocol::Position;
 use tidewire_server::log::{Since, TailState, Writer};
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
 
-use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered};
+use super::{COLLECTIONS, Capture, PATIENCE, copy_folder, dir, insert, log_options, numbered};
 
 async fn oplog_start(mongo: &Mongo) -> u64 {
     let oplog = mongo.client.database("local").collection::<Document>("oplog.rs");
@@ -107,18 +106,6 @@ async fn an_idle_log_is_not_overtaken_by_its_busy_neighbours() {
     });
     assert_eq!(changes, 10);
     capture.stop().await;
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
