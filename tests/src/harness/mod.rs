@@ -3,6 +3,7 @@
 //! Every test runs in a process of its own and starts its own mongod (about a second): tests then
 //! share nothing, run side by side, and may kill what they like.
 
+mod black_hole;
 mod client;
 mod mongo;
 mod oracle;
@@ -10,6 +11,7 @@ mod server;
 mod socket;
 mod wait;
 
+pub use black_hole::BlackHole;
 pub use client::Client;
 pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
 pub use oracle::{differences, must_equal};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Mongo, Proxy, Server, ServerOptions, eventually, mongo, must_equal,
+    BlackHole, Claims, Client, Mongo, Proxy, Server, ServerOptions, eventually, mongo, must_equal,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -111,6 +111,25 @@ async fn a_client_outlives_its_server_and_its_network() {
     .await;
     proxy.black_hole(false);
     stack.arrives(&client, 6).await;
+    stack.equals(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_in_a_black_hole_is_found_out_and_come_back_to() {
+    let stack = stack().await;
+    let mut client = stack.client(&stack.server.url());
+    client.start();
+    stack.arrives(&client, 1).await;
+    let port = stack.server.url().rsplit(':').next().and_then(|port| port.parse().ok());
+    let Some(hole) = BlackHole::of(port.expect("a port")) else { return };
+    // Thirty seconds, and what the machine needs to say so.
+    let within = Duration::from_secs(33);
+    eventually("the client says that it is offline", within, || async {
+        (client.status().await["state"] == "offline").then_some(())
+    })
+    .await;
+    drop(hole);
+    stack.arrives(&client, 2).await;
     stack.equals(&client).await;
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tidewire_ops::mongod::Node;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Mongo, Server, ServerOptions, eventually, must_equal, three_nodes,
+    BlackHole, Claims, Client, Mongo, Server, ServerOptions, eventually, must_equal, three_nodes,
 };
 
 /// What a slow, shared machine may need for what takes seconds.
@@ -217,6 +217,19 @@ async fn when_the_primary_is_stopped_the_log_goes_on_with_every_change_once() {
         mongo.node(primary).resume().expect("let it go on");
     };
     goes_on_without_the_primary("SIGSTOP", go, come_back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_primary_is_in_a_black_hole_the_log_goes_on_with_every_change_once() {
+    // Rules of this machine's firewall, for one port: nobody hears of the node, and it of nobody.
+    let hole = std::cell::RefCell::new(None);
+    let go = async |mongo: &mut Mongo, primary: usize| {
+        *hole.borrow_mut() = BlackHole::of(mongo.node(primary).port());
+    };
+    let come_back = async |_: &mut Mongo, _| drop(hole.borrow_mut().take());
+    if BlackHole::of(9).is_some() {
+        goes_on_without_the_primary("black hole", go, come_back).await;
+    }
 }
 
 /// The client has everything, too.
