@@ -4,7 +4,7 @@ use bson::{Document, doc, rawdoc};
 use mongodb::Database;
 use tidewire_protocol::Position;
 use tidewire_server::capture::{CheckOrder, CheckReport, Checked};
-use tidewire_server::log::{Body, Channels, NewChange, Since, Writer, sort_key};
+use tidewire_server::log::{Body, Channels, CopyState, NewChange, Since, Writer, sort_key};
 use tidewire_server::status::SourcePhase;
 use tidewire_tests::harness::{eventually, mongo};
 use tokio::sync::oneshot;
@@ -148,4 +148,42 @@ async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_
     .await;
     cut.off().await;
     capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_is_owed_is_made_after_a_restart_and_once() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+    spoil(dir.path());
+    owes_check(dir.path(), Some(true));
+
+    let capture = Capture::start(&mongo, dir.path());
+    eventually("it is mended", PATIENCE, || async {
+        let right = source_state(&mongo.db, &COLLECTIONS).await;
+        (capture.state() == right).then_some(())
+    })
+    .await;
+    // The next commit says that nothing is owed any more.
+    insert(&mongo.db, "invoices", numbered(100..101)).await;
+    capture.caught_up(&mongo.db).await;
+    capture.stop().await;
+    assert!(!owes_check(dir.path(), None));
+}
+
+/// Whether the log says that `invoices` is to be checked, after it was made to say so or not.
+fn owes_check(dir: &std::path::Path, is_owed: Option<bool>) -> bool {
+    let (mut writer, _reader) = Writer::open(dir, &log_options("invoify")).unwrap();
+    let collection = writer.collection("invoices").unwrap();
+    let copy = writer.copy_state(collection);
+    if let Some(owes_check) = is_owed {
+        let copy = CopyState { owes_check, ..copy };
+        writer.set_copy_state(collection, copy).unwrap();
+        writer.commit().unwrap();
+        return owes_check;
+    }
+    copy.owes_check
 }
