@@ -1,4 +1,5 @@
-//! The steps of `check`, in order: the quick ones first, the test runner's summary last.
+//! The steps of `check`, in order: the quick ones first, the test runner's summary last, and under it
+//! which tests have not tested anything here.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +12,10 @@ use crate::process::{Guarded, Launch, this_program};
 
 /// The exit code of a script that could not run here.
 const SKIPPED: i32 = 77;
+/// What a test prints that can't test here what it is for; the reason follows.
+const SKIPPED_TEST: &str = "SKIPPED: ";
+/// Where the runner puts what tests have printed, as `.config/nextest.toml` says.
+const TESTS_REPORT: &str = "target/nextest/check/junit.xml";
 const COMPOSE_SCRIPT: &str = "ops/docker/prove.sh";
 /// How long load and faults go on, minutes.
 const TORTURE_MINUTES: &str = "5";
@@ -47,7 +52,8 @@ pub enum CheckError {
     Mongod(#[from] FetchError),
 }
 
-/// Runs all steps in the workspace at `top` and stops at the first that does not pass. The last lines on the terminal are the test runner's own.
+/// Runs all steps in the workspace at `top` and stops at the first that does not pass. The last lines on
+/// the terminal are the test runner's own, and one for each test that was skipped.
 ///
 /// # Errors
 /// See [`CheckError`].
@@ -163,8 +169,51 @@ fn tests(top: &Path) -> Result<(), CheckError> {
         .stderr(Stdio::null())
         .status();
     if nextest.is_ok_and(|status| status.success()) {
-        return cargo(top, "tests", &["nextest", "run", "--workspace"]);
+        let ran = cargo(top, "tests", &["nextest", "run", "--workspace", "--profile", "check"]);
+        let report = std::fs::read_to_string(top.join(TESTS_REPORT)).unwrap_or_default();
+        for line in skipped(&report) {
+            say(&line);
+        }
+        return ran;
     }
     say("    cargo-nextest is missing (cargo install --locked cargo-nextest): using cargo test");
     cargo(top, "tests", &["test", "--workspace"])
+}
+
+/// A line for each test of the runner's report that was skipped, with the reason.
+fn skipped(report: &str) -> Vec<String> {
+    let mut test = "";
+    let mut lines = Vec::new();
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once("<testcase name=\"") {
+            test = rest.split('"').next().unwrap_or_default();
+        }
+        if let Some((_, reason)) = line.split_once(SKIPPED_TEST) {
+            let reason = reason.split("</").next().unwrap_or_default();
+            lines.push(format!("    {SKIPPED_TEST}{test}: {reason}"));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_test_that_was_skipped_is_told_with_its_reason() {
+        let report = r#"<testsuite name="promises" tests="2">
+        <testcase name="log_life::disk::a_full_disk" classname="promises" time="0.1">
+            <system-out>running 1 test</system-out>
+            <system-err>SKIPPED: a small disk needs root and tmpfs
+</system-err>
+        </testcase>
+        <testcase name="harness::it_starts" classname="promises" time="0.1">
+            <system-err></system-err>
+        </testcase>
+        <testcase name="corpus" classname="corpus"><system-err>SKIPPED: no corpus</system-err>"#;
+        let expected = [
+            "    SKIPPED: log_life::disk::a_full_disk: a small disk needs root and tmpfs",
+            "    SKIPPED: corpus: no corpus",
+        ];
+        assert_eq!(super::skipped(report), expected);
+    }
 }
