@@ -19,7 +19,7 @@ pub use server::{Server, ServerOptions, collection};
 pub use socket::{Socket, socket_request, socket_request_as};
 pub use tidewire_ops::proxy::Proxy;
 pub use tidewire_ops::token::{Claims, sign};
-pub use wait::{eventually, seed};
+pub use wait::{eventually, kills, seed};
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Waiting for a condition instead of sleeping, and seeds that can be repeated.
+//! Waiting for a condition instead of sleeping, seeds that can be repeated, loops that can be longer.
 
 use std::time::{Duration, Instant};
 
@@ -35,4 +35,14 @@ pub fn seed() -> u64 {
     };
     eprintln!("SEED={seed}");
     seed
+}
+
+/// How often a test kills or ends something: `usual`, or the variable `TIDEWIRE_TEST_KILLS` for a soak of
+/// hundreds.
+///
+/// # Panics
+/// When the variable is no number.
+#[must_use]
+pub fn kills(usual: u64) -> u64 {
+    std::env::var("TIDEWIRE_TEST_KILLS").map_or(usual, |text| text.parse().expect("a number"))
 }

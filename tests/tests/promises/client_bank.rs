@@ -10,13 +10,13 @@ use mongodb::{ClientSession, Collection};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Server, ServerOptions, eventually, mongo, must_equal, seed,
+    Claims, Client, Server, ServerOptions, eventually, kills, mongo, must_equal, seed,
 };
 
 const ACCOUNTS: i64 = 200;
 const EACH: i64 = 1_000;
 /// Rounds of waiting a while and killing something.
-const KILLS: usize = 12;
+const KILLS: u64 = 12;
 
 /// One transfer in a transaction, tried again where transactions collide.
 async fn transfer(
@@ -70,7 +70,7 @@ async fn no_reader_ever_sees_a_broken_total_whatever_is_killed() {
     });
 
     let mut reads = 0;
-    for round in 0..KILLS {
+    for round in 0..kills(KILLS) {
         let until = Instant::now() + Duration::from_millis(chance.random_range(50..1_500));
         while Instant::now() < until {
             if let Some(seen) = total(&client) {

@@ -13,13 +13,14 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Mongo, Server, ServerOptions, eventually, mongo, must_equal, seed,
+    Claims, Client, Mongo, Server, ServerOptions, eventually, kills, mongo, must_equal, seed,
 };
 use tokio::task::JoinHandle;
 
 const ACCOUNTS: i32 = 24;
 const OPENING_BALANCE: i64 = 1_000;
 const TOTAL: i64 = ACCOUNTS as i64 * OPENING_BALANCE;
+const KILLS: u64 = 15;
 
 /// Money moves between accounts, two in a transaction; every commit's total is [`TOTAL`].
 struct Bank {
@@ -229,7 +230,7 @@ async fn a_server_killed_at_any_moment_loses_doubles_and_tears_nothing() {
     let watcher = watch_total(&client, Arc::clone(&stop));
     let mut pages = PageReader::new(seed);
     pages.reach(&server, &token, "0").await;
-    for _ in 0..kills() {
+    for _ in 0..kills(KILLS) {
         bank.work(rng.random_range(5..120)).await;
         for _ in 0..rng.random_range(0..6) {
             pages.step(&server, &token).await;
@@ -244,7 +245,7 @@ async fn a_server_killed_at_any_moment_loses_doubles_and_tears_nothing() {
     client.reaches(&last, Duration::from_secs(60)).await;
     stop.store(true, Ordering::Relaxed);
     let reads = watcher.join().expect("no torn state");
-    println!("{} kills, {reads} reads, {} complete pages", kills(), pages.complete_pages);
+    println!("{} kills, {reads} reads, {} complete pages", kills(KILLS), pages.complete_pages);
     must_equal(&mongo.db, &Plan::everything(&["accounts"]), &client.db()).await;
     client.stop().await;
 }
@@ -264,7 +265,7 @@ async fn a_client_killed_at_any_moment_shows_whole_states_and_ends_equal() {
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch_total(&client, Arc::clone(&stop));
     // The first kills come within the first copy, later ones within catch-ups and while it is live.
-    for kill in 0..kills() {
+    for kill in 0..kills(KILLS) {
         client.start();
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..40 * (kill + 1)))).await;
         client.kill().await;
@@ -275,13 +276,8 @@ async fn a_client_killed_at_any_moment_shows_whole_states_and_ends_equal() {
     client.reaches(&last, Duration::from_secs(60)).await;
     stop.store(true, Ordering::Relaxed);
     let reads = watcher.join().expect("no torn state");
-    println!("{} kills, {reads} reads of the replica", kills());
+    println!("{} kills, {reads} reads of the replica", kills(KILLS));
     must_equal(&mongo.db, &Plan::everything(&["accounts", "many"]), &client.db()).await;
     client.stop().await;
     server.no_unexpected_errors();
-}
-
-/// How often something is killed; `TIDEWIRE_TEST_KILLS` for a soak of hundreds.
-fn kills() -> u64 {
-    std::env::var("TIDEWIRE_TEST_KILLS").map_or(15, |text| text.parse().expect("a number"))
 }

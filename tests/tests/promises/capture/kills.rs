@@ -8,16 +8,22 @@ use std::time::Duration;
 use bson::{Document, doc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tidewire_protocol::Position;
 use tidewire_server::config::SourceConfig;
-use tidewire_server::log::{Flow, PageRequest, Reader, Scope, Since};
-use tidewire_tests::harness::{Mongo, MongoOptions, mongo, mongo_with, seed};
+use tidewire_server::log::{Body, Cursor, Flow, PageRequest, Reader, Scope, Since};
+use tidewire_tests::harness::{Mongo, MongoOptions, kills, mongo, mongo_with, seed};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{COLLECTIONS, Capture, State, collections, dir, insert, numbered};
+use super::{COLLECTIONS, Capture, State, collections, dir, insert, numbered, source};
 
 /// Documents that one transaction inserts.
 const WHOLE: usize = 1_500;
-const KILLS: usize = 12;
+const KILLS: u64 = 12;
+/// Rounds of load for each kill, at most: what is told after a cursor stays a list of every change.
+const ROUNDS: usize = 4;
+/// A log that is killed hundreds of times does not grow for ever.
+const RETENTION: Duration = Duration::from_secs(60);
 
 /// Not a test: the process that is killed.
 #[tokio::test(flavor = "multi_thread")]
@@ -26,7 +32,8 @@ async fn a_capture_that_waits_to_be_killed() {
     let variable = |name| std::env::var(name).expect("started by the test below");
     let config = SourceConfig { uri: variable("CAPTURE_URI"), database: "invoify".to_owned() };
     let dir = variable("CAPTURE_DIR");
-    let _capture = Capture::start_with(config, Path::new(&dir), &collections(&COLLECTIONS));
+    let _capture =
+        Capture::start_keeping(config, Path::new(&dir), &collections(&COLLECTIONS), RETENTION);
     std::future::pending::<()>().await;
 }
 
@@ -53,17 +60,20 @@ pub(super) fn start_logged(mongo: &Mongo, dir: &Path, log: &Path) -> Child {
     command.stdout(log).spawn().expect("start it")
 }
 
-/// Transactions and single changes until `stop`.
-async fn load(mongo: &Mongo, seed: u64, stop: CancellationToken) {
+/// Transactions and single changes until `stop`, a round for each permit.
+async fn load(mongo: &Mongo, seed: u64, rounds: &Semaphore, stop: CancellationToken) {
     let mut random = StdRng::seed_from_u64(seed);
     let invoices = mongo.db.collection::<Document>("invoices");
-    let mut round = 0;
-    while !stop.is_cancelled() {
-        round += 1;
+    for round in 1.. {
+        let permit = stop.run_until_cancelled(rounds.acquire()).await;
+        let Some(permit) = permit else { return };
+        permit.expect("open").forget();
         let mut session = mongo.client.start_session().await.unwrap();
         session.start_transaction().await.unwrap();
         let tagged = (0..WHOLE).map(|n| doc! { "n": n as i32, "transaction": round });
         invoices.insert_many(tagged).session(&mut session).await.unwrap();
+        let old = doc! { "transaction": round - 5 };
+        invoices.delete_many(old).session(&mut session).await.unwrap();
         session.commit_transaction().await.unwrap();
         for _ in 0..100 {
             let id = doc! { "_id": random.random_range(0..300) };
@@ -80,6 +90,25 @@ async fn load(mongo: &Mongo, seed: u64, stop: CancellationToken) {
             }
         }
     }
+}
+
+/// A change as a reader is told it: where, of which collection, and a checksum of what it says.
+type Told = (Position, String, u32);
+
+/// Everything after `since`, no position twice; and the cursor behind it.
+fn told(reader: &Reader, since: &Since) -> (Vec<Told>, Cursor) {
+    let mut all: Vec<Told> = Vec::new();
+    let cursor = super::read(reader, since, |position, collection, body| {
+        let (kind, document) = match body {
+            Body::Upsert(document) => (1, document),
+            Body::Delete(key) => (0, key),
+        };
+        let checksum = crc32fast::hash(&[&[kind], document.as_bytes()].concat());
+        let is_later = all.last().is_none_or(|(last, ..)| *last < position);
+        assert!(is_later, "{position} after {:?}", all.last());
+        all.push((position, collection.to_owned(), checksum));
+    });
+    (all, cursor)
 }
 
 fn transactions_are_whole(state: &State) {
@@ -102,25 +131,49 @@ async fn after_any_kill_the_log_holds_whole_commits_and_goes_on_without_loss() {
     let mut random = StdRng::seed_from_u64(seed);
     insert(&mongo.db, "invoices", numbered(0..300)).await;
     insert(&mongo.db, "plans", numbered(0..3_000)).await;
-    let stop = CancellationToken::new();
+    let (stop, rounds) = (CancellationToken::new(), Semaphore::new(0));
+    let (mut since, mut held) = (None, 0);
     let killed = async {
-        for _ in 0..KILLS {
+        for kill in 1..=kills(KILLS) {
+            rounds.add_permits(ROUNDS.saturating_sub(rounds.available_permits()));
             let mut child = start(&mongo, dir.path());
             // The moment is the point: nothing is waited for.
             let moment = Duration::from_millis(random.random_range(50..1_500));
             tokio::time::sleep(moment).await;
+            let known = since
+                .as_ref()
+                .map(|since| told(&Reader::open(dir.path()).expect("open the log"), since).0);
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..50))).await;
             child.kill().expect("kill -9");
             child.wait().expect("its end");
-            let capture = Capture::start(&mongo, dir.path());
+            let config = source(&mongo);
+            let capture =
+                Capture::start_keeping(config, dir.path(), &collections(&COLLECTIONS), RETENTION);
+            if let (Some(since), Some(known)) = (&since, known) {
+                let (now, _) = told(&capture.reader, since);
+                for (before, after) in known.iter().zip(&now) {
+                    assert_eq!(before, after, "kill {kill}");
+                }
+                assert!(known.len() <= now.len(), "kill {kill}: {} {}", known.len(), now.len());
+                held += known.len();
+            }
             transactions_are_whole(&capture.state());
+            // A copy that goes on is told in another order than a stream.
+            let (_, cursor) = told(&capture.reader, &since.clone().unwrap_or(Since::Nothing));
+            if cursor.is_complete() {
+                since = Some(Since::Cursor(cursor));
+            }
             capture.stop().await;
         }
         stop.cancel();
     };
-    futures::future::join(killed, load(&mongo, seed, stop.clone())).await;
+    futures::future::join(killed, load(&mongo, seed, &rounds, stop.clone())).await;
+    println!("{held} changes were there before a kill, and after it");
+    assert!(held > 0);
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     transactions_are_whole(&capture.state());
+    told(&capture.reader, &Since::Nothing);
     capture.stop().await;
 }
 

@@ -40,6 +40,9 @@ use tokio_util::sync::CancellationToken;
 /// What a slow, shared machine may need for what takes a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What is superseded is kept so long.
+const RETENTION: Duration = Duration::from_secs(3_600);
+
 /// The followed collections of most tests.
 const COLLECTIONS: [&str; 2] = ["invoices", "plans"];
 
@@ -70,7 +73,7 @@ fn source(mongo: &Mongo) -> SourceConfig {
 
 fn log_options(database: &str) -> LogOptions {
     let source = capture::source_identity("rs0", database);
-    LogOptions { source, retention: Duration::from_secs(3_600) }
+    LogOptions { source, retention: RETENTION }
 }
 
 impl Capture {
@@ -79,11 +82,20 @@ impl Capture {
     }
 
     fn start_with(config: SourceConfig, dir: &Path, collections: &[CollectionConfig]) -> Self {
+        Self::start_keeping(config, dir, collections, RETENTION)
+    }
+
+    fn start_keeping(
+        config: SourceConfig,
+        dir: &Path,
+        collections: &[CollectionConfig],
+        retention: Duration,
+    ) -> Self {
         // Shown where a test fails; a second one in the process changes nothing.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let rules = Arc::new(RuleSet::compile(collections).expect("rules"));
-        let options = log_options(&config.database);
+        let options = LogOptions { retention, ..log_options(&config.database) };
         let (writer, reader) = Writer::open(dir, &options).expect("open the log");
         let (sender, status) = status::channel();
         let shutdown = CancellationToken::new();
