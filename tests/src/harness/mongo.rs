@@ -104,12 +104,15 @@ pub struct FailPoint {
 }
 
 impl FailPoint {
-    /// Switches it off.
+    /// Switches it off; how often it has failed something.
     ///
     /// # Panics
     /// When the node refuses.
-    pub async fn off(self) {
+    pub async fn off(self) -> i64 {
         let off = doc! { "configureFailPoint": self.name, "mode": "off" };
-        self.client.database("admin").run_command(off).await.expect("switch the failpoint off");
+        let admin = self.client.database("admin");
+        let answer = admin.run_command(off).await.expect("switch the failpoint off");
+        let count = answer.get("count").unwrap_or_else(|| panic!("how often? {answer}"));
+        count.as_i32().map(i64::from).or(count.as_i64()).expect("a number")
     }
 }

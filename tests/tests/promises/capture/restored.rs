@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use bson::{Binary, Document, doc};
+use tidewire_ops::verify::Plan;
 use tidewire_protocol::Position;
 use tidewire_server::log::{Since, TailState, Writer};
-use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, MongoOptions, Server, ServerOptions, eventually, mongo, mongo_with,
+    must_equal,
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{COLLECTIONS, Capture, PATIENCE, copy_folder, dir, insert, log_options, numbered};
 
@@ -106,6 +111,95 @@ async fn an_idle_log_is_not_overtaken_by_its_busy_neighbours() {
     });
     assert_eq!(changes, 10);
     capture.stop().await;
+}
+
+/// A gauge of the server's metrics.
+async fn gauge(server: &Server, name: &str) -> f64 {
+    let metrics = server.metrics().await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name}: {metrics}")).parse().expect("a number")
+}
+
+fn copies(client: &Client) -> i64 {
+    let db = client.open().expect("a replica");
+    db.query_row("SELECT generation FROM _tidewire_state", [], |row| row.get(0)).expect("a row")
+}
+
+/// Changes all invoices, twice a second: the small oplog holds half a minute of it.
+async fn write_fast(mongo: &Mongo, stop: CancellationToken) {
+    let invoices = mongo.db.collection::<Document>("invoices");
+    let mut beat = tokio::time::interval(Duration::from_millis(500));
+    for round in 0.. {
+        beat.tick().await;
+        if stop.is_cancelled() {
+            return;
+        }
+        let text = format!("{round:010}").repeat(100);
+        let set = doc! { "$set": { "text": text } };
+        invoices.update_many(doc! {}, set).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_can_not_keep_up_is_given_up_while_there_is_oplog_left_and_no_cursor_is_lost() {
+    let mongo = mongo_with(small_oplog()).await;
+    insert(&mongo.db, "invoices", numbered(0..1_000)).await;
+    insert(&mongo.db, "plans", numbered(0..3)).await;
+    let server = Server::start(ServerOptions::following(&mongo, &COLLECTIONS)).await;
+    let token = server.token(&Claims::of("ann"));
+    let mut client = Client::new(&server.url(), &token);
+    client.start();
+    eventually("the client has everything", PATIENCE, || async { client.position() }).await;
+    let before = copies(&client);
+    let (_, page) = server.pull(&token, "since=0&limit=10000").await;
+    assert_eq!(page["complete"], true, "{page}");
+    let cursor = page["cursor"].as_str().expect("a cursor").to_owned();
+    let first = server.log_text().len();
+    let said = || server.log_text().split_off(first);
+    // A slow way: at most 2,000 changes in three seconds, and there are 6,000.
+    let slow = doc! {
+        "failCommands": ["getMore"], "appName": "tidewire",
+        "blockConnection": true, "blockTimeMS": 3_000,
+    };
+    let slow = mongo.fail_point("failCommand", "alwaysOn", slow).await;
+    let stop = CancellationToken::new();
+    let given_up = async {
+        eventually("it is said that the oplog may run out", PATIENCE * 3, || async {
+            said().contains("the oplog may run out before").then_some(())
+        })
+        .await;
+        let runs_out = gauge(&server, "tidewire_oplog_runs_out_seconds").await;
+        assert!(runs_out.is_finite() && runs_out > 0.0, "{runs_out}");
+        let left = gauge(&server, "tidewire_oplog_left_seconds").await;
+        assert!(left > 0.0, "{left}");
+        eventually("the tail is given up", PATIENCE, || async {
+            said().contains("copies begin").then_some(())
+        })
+        .await;
+        stop.cancel();
+    };
+    tokio::join!(given_up, write_fast(&mongo, stop.clone()));
+    slow.off().await;
+    let said = said();
+    let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("no {text}:\n{said}"));
+    let why = at("the tail can't catch up before the oplog runs out");
+    assert!(at("the oplog may run out before") < why && why < at("copies begin"), "{said}");
+    assert!(!said.contains("runs out (-"), "there was none left:\n{said}");
+    assert!(!said.contains("HistoryLost"), "it came too late:\n{said}");
+    insert(&mongo.db, "plans", numbered(3..4)).await;
+    client.reaches(&present(&mongo).await, PATIENCE).await;
+    must_equal(&mongo.db, &Plan::everything(&COLLECTIONS), &client.db()).await;
+    assert_eq!(copies(&client), before, "no copy was made anew");
+    let (status, page) = server.pull(&token, &format!("since={cursor}&limit=10000")).await;
+    assert_eq!(status, 200, "{page}");
+    client.stop().await;
+}
+
+/// The position of the source's last write.
+async fn present(mongo: &Mongo) -> String {
+    let hello = mongo.db.run_command(doc! { "hello": 1 }).await.unwrap();
+    let time = hello.get_timestamp("operationTime").unwrap();
+    format!("{:08x}{:08x}.00000000", time.time, time.increment)
 }
 
 #[tokio::test(flavor = "multi_thread")]
