@@ -19,6 +19,7 @@ mod patch_oracle;
 mod quarantine;
 mod replay;
 mod scrub;
+mod serve_compaction;
 mod serve_digest;
 mod serve_live;
 mod serve_live_access;

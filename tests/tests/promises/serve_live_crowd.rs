@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bson::rawdoc;
-use tidewire_tests::harness::{Claims, SECRET, Socket, eventually, sign};
+use tidewire_tests::harness::{Claims, SECRET, Socket, eventually, sign, socket_request_as};
 
 use crate::served::{Served, at};
 
@@ -118,4 +118,29 @@ async fn sockets_that_do_not_take_a_large_document_hold_one_of_it() {
     served.put(at(6_000), "invoices", &rawdoc! { "_id": 9, "userId": "ada" });
     served.commit(at(6_000));
     assert_eq!(ada.changes().await.0.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_subject_has_a_thousand_sockets_and_no_more_and_others_have_theirs() {
+    let mut served = Served::start().await;
+    served.commit(at(1));
+    let mut sockets = Vec::new();
+    for _ in 0..1_000 {
+        sockets.push(Socket::open(&served.url, &token("ada"), "0").await);
+    }
+    let one_more = async || {
+        let request = socket_request_as(&served.url, &token("ada"));
+        Socket::connect(request).await.expect("a socket")
+    };
+    let too_many = ("rate_limited".to_owned(), 4429);
+    assert_eq!(one_more().await.refusal().await, too_many);
+    caught_up(&served, "bob").await;
+    assert_eq!(one_more().await.refusal().await, too_many);
+    drop(sockets.pop());
+    eventually("the place of one that went is free", PATIENCE, || async {
+        let mut socket = one_more().await;
+        socket.send(serde_json::json!({ "type": "hello", "since": "0" })).await;
+        socket.next().await.ok().filter(|frame| frame["type"] == "welcome")
+    })
+    .await;
 }
