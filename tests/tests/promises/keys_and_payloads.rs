@@ -1,8 +1,9 @@
 //! Keys and payloads against the MongoDB that stores the documents: which `_id`s are one, in which
 //! order they stand, and what becomes of every BSON type on the way through the store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::time::Duration;
 
 use bson::raw::RawBsonRef;
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
@@ -13,10 +14,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tidewire_ops::verify::Plan;
 use tidewire_protocol::key::mongo_id;
 use tidewire_protocol::payload::{Exclude, write_ejson, write_json};
 use tidewire_server::log::sort_key;
-use tidewire_tests::harness::{mongo, seed};
+use tidewire_tests::harness::{
+    Claims, Client, Mongo, Server, ServerOptions, mongo, must_equal, seed,
+};
 
 /// MongoDB's code for an `_id` that is taken.
 const DUPLICATE_KEY: i32 = 11_000;
@@ -190,6 +194,16 @@ fn neighbour_of_a_double(rng: &mut StdRng) -> Bson {
     decimal(&format!("{}E{}", digits + rng.random_range(0..3) - 1, power - 33))
 }
 
+/// The fields as bytes after an `_id`: no driver's value in between could mend them.
+fn with_id(id: &str, bare: &RawDocument) -> RawDocumentBuf {
+    let mut bytes = bson::rawdoc! { "_id": id }.into_bytes();
+    bytes.pop();
+    bytes.extend_from_slice(&bare.as_bytes()[4..]);
+    let length = u32::try_from(bytes.len()).expect("a small document");
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    RawDocumentBuf::from_bytes(bytes).expect("a document")
+}
+
 /// Every golden document that MongoDB stores, through MongoDB and back.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_comes_back_from_mongodb_as_the_goldens_say() {
@@ -209,13 +223,7 @@ async fn every_type_comes_back_from_mongodb_as_the_goldens_say() {
             continue;
         }
         let id = format!("golden {index}");
-        // The fields as bytes after an _id: no driver's value in between could mend them.
-        let mut bytes = bson::rawdoc! { "_id": id.as_str() }.into_bytes();
-        bytes.pop();
-        bytes.extend_from_slice(&bare.as_bytes()[4..]);
-        let length = u32::try_from(bytes.len()).expect("a small document");
-        bytes[..4].copy_from_slice(&length.to_le_bytes());
-        let document = RawDocumentBuf::from_bytes(bytes).expect("a document");
+        let document = with_id(&id, &bare);
         all.insert_one(&document).await.unwrap_or_else(|error| panic!("{}: {error}", golden.name));
         let stored = all.find_one(doc! { "_id": id.as_str() }).await.expect("find").expect("it");
         for (write, golden_text) in
@@ -233,3 +241,69 @@ async fn every_type_comes_back_from_mongodb_as_the_goldens_say() {
 
 type Write =
     fn(&RawDocument, &Exclude, &mut Vec<u8>) -> Result<(), tidewire_protocol::payload::EncodeError>;
+
+#[derive(Deserialize)]
+struct GoldenId {
+    bson: String,
+    #[serde(rename = "mongoId")]
+    mongo_id: String,
+}
+
+fn golden_ids() -> Vec<GoldenId> {
+    golden_lines("ids.jsonl").iter().map(|line| serde_json::from_str(line).expect("it")).collect()
+}
+
+/// Inserts the golden documents into two collections of a kind.
+async fn insert_goldens(mongo: &Mongo, kind: &str) {
+    #[derive(Deserialize)]
+    struct Golden {
+        bson: String,
+    }
+    let ids = mongo.db.collection::<RawDocumentBuf>(&format!("ids_{kind}"));
+    let documents: Vec<_> = golden_ids().iter().map(|golden| from_hex(&golden.bson)).collect();
+    // Some are one to MongoDB.
+    refused(&ids, &documents).await;
+    let types = mongo.db.collection::<RawDocumentBuf>(&format!("types_{kind}"));
+    for (index, line) in golden_lines("payloads.jsonl").iter().enumerate() {
+        let golden: Golden = serde_json::from_str(line).expect("a golden");
+        let document = from_hex(&golden.bson);
+        let has_id = document.get("_id").expect("readable").is_some();
+        let id = format!("golden {index}");
+        let document = if has_id { document } else { with_id(&id, &document) };
+        types.insert_one(&document).await.expect("insert");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_odd_document_comes_through_a_copy_and_through_the_stream_to_a_replica() {
+    const COLLECTIONS: [&str; 4] = ["ids_before", "types_before", "ids_during", "types_during"];
+    let mongo = mongo().await;
+    insert_goldens(&mongo, "before").await;
+    let server = Server::start(ServerOptions::following(&mongo, &COLLECTIONS)).await;
+    let mut client = Client::new(&server.url(), &server.token(&Claims::of("ann")));
+    client.start();
+    insert_goldens(&mongo, "during").await;
+    // Beside what is odd: changes of the documents that have it.
+    for name in COLLECTIONS {
+        let all = mongo.db.collection::<Document>(name);
+        all.update_many(doc! {}, doc! { "$set": { "more": 1 } }).await.expect("update");
+    }
+    let hello = mongo.db.run_command(doc! { "hello": 1 }).await.expect("hello");
+    let time = hello.get_timestamp("operationTime").expect("its time");
+    let last = format!("{:08x}{:08x}.00000000", time.time, time.increment);
+    client.reaches(&last, Duration::from_secs(60)).await;
+    let types = Plan::everything(&["types_before", "types_during"]);
+    must_equal(&mongo.db, &types, &client.db()).await;
+    let expected: BTreeSet<String> = golden_ids().into_iter().map(|id| id.mongo_id).collect();
+    let replica = client.open().expect("the replica");
+    for name in ["ids_before", "ids_during"] {
+        let select = format!("SELECT _id FROM {name} WHERE more = 1");
+        let mut select = replica.prepare(&select).expect("a table");
+        let rows = select.query_map([], |row| row.get(0)).expect("rows");
+        let rows: Vec<String> = rows.collect::<Result<_, _>>().expect("texts");
+        assert_eq!(rows.len(), expected.len());
+        assert_eq!(rows.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+    assert!(server.metrics().await.contains("\ntidewire_quarantine_documents 0\n"));
+    client.stop().await;
+}

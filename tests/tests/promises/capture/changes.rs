@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use bson::{Bson, Decimal128, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::bson::Document;
+use tidewire_protocol::Position;
 use tidewire_server::access::channels::Rules;
 use tidewire_server::log::{Body, Scope, Since};
-use tidewire_tests::harness::{Mongo, mongo};
+use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
 
-use super::{COLLECTIONS, Capture, collections, dir, insert, numbered, source, source_state};
+use super::{
+    COLLECTIONS, Capture, PATIENCE, collections, dir, insert, numbered, source, source_state,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inserts_updates_replacements_and_deletes_are_in_the_log_as_in_the_source() {
@@ -322,5 +325,37 @@ async fn an_update_leaves_a_document_in_the_channels_that_its_fields_name() {
         wanted.contains(&("owner:71".to_owned(), 4))
             && wanted.contains(&("status:x".to_owned(), 5))
     );
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_in_the_source_goes_from_the_log() {
+    let parameters = vec![("ttlMonitorSleepSecs".to_owned(), "1".to_owned())];
+    let mongo = mongo_with(MongoOptions { parameters, ..MongoOptions::default() }).await;
+    let dir = dir();
+    let invoices = mongo.db.collection::<Document>("invoices");
+    let after = doc! { "key": { "ends": 1 }, "name": "ends", "expireAfterSeconds": 0 };
+    mongo.db.run_command(doc! { "createIndexes": "invoices", "indexes": [after] }).await.unwrap();
+    let (now, hour) = (bson::DateTime::now().timestamp_millis(), 3_600_000);
+    let document = |id: i32| {
+        let ends = now + if id % 5 == 0 { hour } else { i64::from(id) };
+        doc! { "_id": id, "ends": bson::DateTime::from_millis(ends) }
+    };
+    insert(&mongo.db, "invoices", (0..1_000).map(document)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    insert(&mongo.db, "invoices", (1_000..6_000).map(document)).await;
+    eventually("they have expired", PATIENCE, || async {
+        (invoices.count_documents(doc! {}).await.unwrap() == 1_200).then_some(())
+    })
+    .await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut deletes = 0;
+    capture.read(&Since::Cursor(cursor), |position, _, body| {
+        assert!(position.ordinal < Position::RECONCILE_ORDINAL_FIRST);
+        deletes += u32::from(matches!(body, Body::Delete(_)));
+    });
+    assert!(deletes >= 4_000, "{deletes}");
     capture.stop().await;
 }

@@ -4,7 +4,9 @@ use bson::{Document, doc, rawdoc};
 use mongodb::Database;
 use tidewire_protocol::Position;
 use tidewire_server::capture::{CheckOrder, CheckReport, Checked};
-use tidewire_server::log::{Body, Channels, CopyState, NewChange, Since, Writer, sort_key};
+use tidewire_server::log::{
+    Body, Channels, CopyState, NewAside, NewChange, Since, Writer, sort_key,
+};
 use tidewire_server::status::SourcePhase;
 use tidewire_tests::harness::{eventually, mongo};
 use tokio::sync::oneshot;
@@ -89,6 +91,48 @@ async fn a_check_mends_what_differs_and_nothing_else_while_the_collection_is_ser
         mended += u32::from(position.ordinal >= Position::RECONCILE_ORDINAL_FIRST);
     });
     assert_eq!(mended, 3, "the differences alone are appended");
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_brings_back_what_is_in_quarantine_without_a_reason() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+    {
+        let (mut writer, _reader) = Writer::open(dir.path(), &log_options("invoify")).unwrap();
+        let collection = writer.collection("invoices").unwrap();
+        let ordinal = Position::RECONCILE_ORDINAL_FIRST + 0x1000_0000;
+        let aside = NewAside {
+            position: Position::new(writer.tail().high_water, ordinal),
+            wall_time_ms: 0,
+            collection,
+            reason: "a mistake",
+            size: 1,
+            rules: writer.copy_state(collection).rules,
+        };
+        let key = sort_key(bson::raw::RawBsonRef::Int32(7));
+        writer.set_aside(&aside, &key, &rawdoc! { "_id": 7 }, "~7").unwrap();
+        writer.commit().unwrap();
+    }
+    let capture = Capture::start(&mongo, dir.path());
+    capture.caught_up(&mongo.db).await;
+    assert_eq!(capture.reader.quarantine().unwrap().len(), 1);
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    assert_eq!(capture.state().len(), 99);
+    let report = check(&capture, None).await;
+    assert_eq!((report.documents, report.upserted, report.deleted), (100, 1, 0));
+    assert_eq!(capture.reader.quarantine().unwrap(), []);
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut told = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, body| {
+        assert!(matches!(body, Body::Upsert(_)));
+        told += 1;
+    });
+    assert_eq!(told, 1);
     capture.stop().await;
 }
 

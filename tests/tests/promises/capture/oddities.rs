@@ -85,6 +85,49 @@ async fn a_document_that_is_no_text_is_set_aside_and_the_next_goes_on() {
     capture.stop().await;
 }
 
+/// Updates one with what the driver itself would not send.
+async fn update_unread(mongo: &Mongo, id: i32, update: Document) {
+    let updates = vec![doc! { "q": { "_id": id }, "u": update }];
+    let command = dirtied(&doc! { "update": "invoices", "updates": updates });
+    let answer = mongo.db.run_raw_command(command).await.unwrap();
+    assert_eq!(answer.get_i32("nModified").unwrap(), 1, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_is_no_text_sets_its_document_aside_and_one_that_mends_it_brings_it_back() {
+    let mongo = mongo().await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..20)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    let updates = [
+        doc! { "$set": { "text": "dirty" } },
+        doc! { "$set": { "nested.list.1": "dirty" } },
+        doc! { "$push": { "nested.list": "dirty" } },
+        doc! { "$set": { "nested.new": { "deep": ["dirty"] } } },
+        // Its text is in the name.
+        doc! { "$set": { "nested.dirty": 1 } },
+    ];
+    for (id, update) in (0..).zip(updates) {
+        update_unread(&mongo, id, update).await;
+    }
+    let invoices = mongo.db.collection::<Document>("invoices");
+    invoices.update_many(doc! {}, doc! { "$inc": { "n": 1 } }).await.unwrap();
+    capture.caught_up(&mongo.db).await;
+    assert_eq!(listed(&capture), not_utf8(&[0, 1, 2, 3, 4]));
+    assert_eq!(capture.state().len(), 15);
+    invoices.update_one(doc! { "_id": 0 }, doc! { "$set": { "text": "clean" } }).await.unwrap();
+    let pop = doc! { "$pop": { "nested.list": 1 } };
+    invoices.update_many(doc! { "_id": { "$in": [1, 2] } }, pop).await.unwrap();
+    let unset = doc! { "$unset": { "nested.new": 1 } };
+    invoices.update_one(doc! { "_id": 3 }, unset).await.unwrap();
+    let whole = doc! { "$set": { "nested": {} } };
+    invoices.update_one(doc! { "_id": 4 }, whole).await.unwrap();
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    assert_eq!(listed(&capture), []);
+    capture.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_mended_or_deleted_unseen_leaves_the_quarantine_by_a_comparison() {
     let mongo = mongo().await;
