@@ -1,7 +1,7 @@
 //! The log is spoiled behind the server's back; the scrub finds it and mends it, and clients go on.
 
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bson::{Document, doc};
 use tidewire_ops::verify::Plan;
@@ -105,4 +105,67 @@ async fn the_background_scrub_mends_by_itself_within_its_hours_and_no_page_of_a_
     let url = format!("{}/scrub", server.admin_url());
     let ask = reqwest::Client::new().post(url).header("origin", "https://elsewhere.example");
     assert_eq!(ask.send().await.expect("an answer").status(), 403);
+}
+
+/// How scrubs stand, as the operators' listener tells.
+async fn standing(server: &Server) -> serde_json::Value {
+    let answer = reqwest::get(format!("{}/scrub", server.admin_url())).await.expect("an answer");
+    serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outside_of_its_hours_the_background_scrub_compares_nothing_and_an_operator_may_ask() {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let hour = since_1970.as_secs() / 3_600;
+    let (from, until) = ((hour + 2) % 24, (hour + 3) % 24);
+    let hours = format!("every = \"1s\"\nhours = \"{from:02}:00-{until:02}:00\"");
+    let (_mongo, server, _client) = damaged(&hours).await;
+    let began = Instant::now();
+    // The others would be due four times.
+    while began.elapsed() < Duration::from_secs(4) {
+        let told = standing(&server).await;
+        assert_eq!((&told["number"], &told["state"]), (&0.into(), &"none".into()), "{told}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (code, text) = said(&scrub(&server, &["--collections", "plans"]));
+    assert_eq!(code, Some(0), "{text}");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let told = standing(&server).await;
+        assert_eq!((&told["number"], &told["askedFor"]), (&1.into(), &true.into()), "{told}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(server.metrics().await.contains("\ntidewire_scrub_mended_total 0\n"));
+    let (code, text) = said(&scrub(&server, &[]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(server.metrics().await.contains("\ntidewire_scrub_mended_total 3\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_scrub_reads_no_more_of_the_source_in_a_second_than_it_may() {
+    let mongo = mongo().await;
+    let wide = (0..200).map(|n| doc! { "_id": n, "text": "x".repeat(100_000) });
+    mongo.db.collection::<Document>("plans").insert_many(wide).await.unwrap();
+    let mut options = ServerOptions::following(&mongo, &["plans"]);
+    options.more =
+        "[scrub]\nevery = \"1s\"\nhours = \"00:00-24:00\"\nmegabytes_per_second = 5".into();
+    let server = Server::start(options).await;
+    // The second one: of it is known when it had not begun yet.
+    let (began, mut before) = (Instant::now(), Instant::now());
+    let took = loop {
+        let asked = Instant::now();
+        let told = standing(&server).await;
+        match (told["number"].as_u64(), told["state"].as_str()) {
+            (Some(0 | 1), _) => before = asked,
+            (Some(2), Some("running")) => {}
+            (number, state) => {
+                assert_eq!((number, state), (Some(2), Some("finished")), "{told}");
+                assert_eq!(told["collections"][0]["documents"], 200, "{told}");
+                break before.elapsed();
+            }
+        }
+        assert!(began.elapsed() < SOON, "{told}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(took >= Duration::from_secs(3), "20 MB in {took:?}");
 }
