@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{COLLECTIONS, Capture, PATIENCE, copy_folder, dir, insert, log_options, numbered};
 
-async fn oplog_start(mongo: &Mongo) -> u64 {
+/// The time of the oplog's first entry; `None` where that went while it was read.
+async fn oplog_start(mongo: &Mongo) -> Option<u64> {
     let oplog = mongo.client.database("local").collection::<Document>("oplog.rs");
-    let first = oplog.find_one(doc! {}).await.unwrap().unwrap();
+    let first = oplog.find_one(doc! {}).await.ok()??;
     let first = first.get_timestamp("ts").unwrap();
-    u64::from(first.time) << 32 | u64::from(first.increment)
+    Some(u64::from(first.time) << 32 | u64::from(first.increment))
 }
 
 /// Writes elsewhere until the oplog no longer reaches back to `time`.
@@ -31,7 +32,7 @@ pub(super) async fn roll_over(mongo: &Mongo, time: u64) {
     }
     eventually("the oplog has rolled over", PATIENCE, || async {
         insert(&neighbour, "wide", [doc! { "blob": blob.clone() }]).await;
-        (oplog_start(mongo).await > time).then_some(())
+        (oplog_start(mongo).await? > time).then_some(())
     })
     .await;
 }
