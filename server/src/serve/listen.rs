@@ -27,6 +27,10 @@ const WRITE_STALL_MAX: Duration = Duration::from_secs(20);
 const WRITE_RATE_MIN: u32 = 16 * 1024;
 /// Connections of one listener.
 const CONNECTIONS_MAX: usize = 4_096;
+/// What waits in the system to be sent to one client, in bytes: beyond it the client is waited for, and one
+/// that takes nothing is found out by little. What is on its way comes on top, so that a long line is full.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 /// hyper's read buffer, which bounds a request's head; the guard's bounds are narrower, and what goes
 /// beyond this is refused by hyper itself, with a bare 431.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -76,6 +80,8 @@ pub(super) async fn serve(listener: TcpListener, app: Router, draining: Cancella
         };
         // A page goes out at once, not when the other side has acknowledged the packet before.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
         let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL_MAX, WRITE_RATE_MIN));
         let connection = http.serve_connection(io, service.clone()).with_upgrades();
         let draining = draining.clone();

@@ -32,6 +32,8 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// A socket that has taken nothing of a frame for this long goes when memory is short.
 const STUCK: Duration = Duration::from_secs(1);
+/// Those who go because memory is short go within this time.
+const GOING: Duration = Duration::from_millis(400);
 /// A frame must be taken within this time; a socket that takes not a byte is dropped sooner.
 const TAKEN_MAX: Duration = Duration::from_secs(60);
 /// Told to those whom a stopping server sends away: seconds, spread evenly up to this many, or more
@@ -415,7 +417,11 @@ impl<'a> Session<'a> {
         let stuck = async {
             tokio::time::sleep(STUCK).await;
             let wanted = self.parts.live.memory.wanted.notified();
-            let _ = tokio::time::timeout(TAKEN_MAX, wanted).await;
+            if tokio::time::timeout(TAKEN_MAX, wanted).await.is_ok() {
+                // Not all at once, or nobody else's turn would come meanwhile.
+                let after = rand::rng().random_range(Duration::ZERO..GOING);
+                tokio::time::sleep(after).await;
+            }
         };
         let sent = tokio::select! {
             biased;
