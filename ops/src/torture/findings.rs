@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Invented,
     /// What is told or held is not what the source has.
     Different,
+    /// A cursor that must go on is not continued.
+    Refused,
     /// Bytes that a token may not see.
     Leaked,
     /// Something ended, or did not come back.
@@ -35,13 +37,14 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Lost,
         Self::Duplicated,
         Self::Reordered,
         Self::Torn,
         Self::Invented,
         Self::Different,
+        Self::Refused,
         Self::Leaked,
         Self::Stuck,
     ];
@@ -54,6 +57,7 @@ impl Kind {
             Self::Torn => "torn",
             Self::Invented => "invented",
             Self::Different => "different",
+            Self::Refused => "refused",
             Self::Leaked => "leaked",
             Self::Stuck => "stuck",
         }
@@ -65,6 +69,7 @@ struct Book {
     broken: BTreeMap<Kind, u64>,
     shown: Vec<String>,
     faults: BTreeMap<&'static str, u64>,
+    rare: BTreeMap<&'static str, u64>,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -101,6 +106,12 @@ impl Findings {
     pub(super) fn fault(&self, name: &'static str, whom: &str) {
         self.note(&format!("fault: {name}: {whom}"));
         *lock(&self.book).faults.entry(name).or_default() += 1;
+    }
+
+    /// A write that is more than a few documents, or none of its own.
+    pub(super) fn rare_write(&self, name: &'static str) {
+        self.note(&format!("write: {name}"));
+        *lock(&self.book).rare.entry(name).or_default() += 1;
     }
 
     /// `more` of something that was done or checked.
@@ -142,8 +153,11 @@ impl Findings {
         for (name, count) in &book.faults {
             let _ = writeln!(text, "  {count:>7}  {name}");
         }
-        let _ =
-            writeln!(text, "  {:>7}  in all\ndone and checked", book.faults.values().sum::<u64>());
+        let _ = writeln!(text, "  {:>7}  in all\nrare writes", book.faults.values().sum::<u64>());
+        for (name, count) in &book.rare {
+            let _ = writeln!(text, "  {count:>7}  {name}");
+        }
+        text.push_str("done and checked\n");
         for (what, count) in &book.counts {
             let _ = writeln!(text, "  {count:>7}  {what}");
         }

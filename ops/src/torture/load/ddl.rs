@@ -17,6 +17,10 @@ use crate::torture::stage::Site;
 const DOCUMENTS: i32 = 600;
 /// Not followed.
 const STAGING: &str = "staging";
+/// A database that nobody follows.
+const BESIDE: &str = "torture-beside";
+/// So many bytes that nothing falls out of a collection that is capped.
+const CAP: i64 = 64 << 20;
 
 /// Changes whole collections now and then.
 pub(super) async fn run(
@@ -31,7 +35,7 @@ pub(super) async fn run(
         let work = change(&site.database, kind, &mut rng, &versions);
         match tokio::time::timeout(WRITE_MAX, work).await {
             Ok(Ok(())) => {
-                findings.note(&format!("ddl: {kind}"));
+                findings.rare_write(kind);
                 findings.count("changes of whole collections", 1);
             }
             Ok(Err(error)) => findings.note(&format!("ddl: {kind} failed: {error}")),
@@ -43,14 +47,15 @@ pub(super) async fn run(
     // What can't be read can't be compared at the end either.
     for name in ["churn", "churn2"] {
         let odd = site.database.collection::<Document>(name);
-        while let Err(error) = odd.delete_many(doc! { "odd": true }).await {
+        let unreadable = doc! { "$or": [{ "odd": true }, { "long": true }] };
+        while let Err(error) = odd.delete_many(unreadable.clone()).await {
             findings.note(&format!("ddl: the odd ones are still in {name}: {error}"));
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
         }
     }
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 18] = [
     "insert many",
     "update many",
     "delete many",
@@ -64,6 +69,11 @@ const KINDS: [&str; 13] = [
     "insert many, then rename it away and back",
     "bytes that are no text",
     "bytes that are no text, mended",
+    "rename from another database over it",
+    "rename to another database",
+    "$out from another database",
+    "drop another database",
+    "convert it to a capped one",
 ];
 
 async fn change(
@@ -110,6 +120,29 @@ async fn change(
             let mend =
                 doc! { "$set": { "text": "clean", "v": next(versions) }, "$unset": { "odd": 1 } };
             churn.update_many(doc! { "odd": true }, mend).await.map(drop)
+        }
+        "rename from another database over it" => {
+            let beside = beside(database);
+            stage(&beside, rng, versions).await?;
+            rename_to(&beside, STAGING, database, "churn").await
+        }
+        "rename to another database" => {
+            rename_to(database, "churn", &beside(database), "elsewhere").await
+        }
+        "$out from another database" => {
+            let beside = beside(database);
+            stage(&beside, rng, versions).await?;
+            let out = doc! { "$out": { "db": database.name(), "coll": "churn" } };
+            beside.collection::<Document>(STAGING).aggregate([out]).await.map(drop)
+        }
+        "drop another database" => {
+            fill(&beside(database), "churn", rng, versions).await?;
+            beside(database).drop().await
+        }
+        "convert it to a capped one" => {
+            fill(database, "churn", rng, versions).await?;
+            let convert = doc! { "convertToCapped": "churn", "size": CAP };
+            database.run_command(convert).await.map(drop)
         }
         _ => {
             fill(database, "churn", rng, versions).await?;
@@ -159,8 +192,17 @@ async fn dirty(database: &Database, rng: &mut StdRng, versions: &Versions) -> Re
     Ok(())
 }
 
+fn beside(database: &Database) -> Database {
+    database.client().database(BESIDE)
+}
+
 async fn rename(database: &Database, from: &str, to: &str) -> Result<()> {
-    let [from, to] = [from, to].map(|name| format!("{}.{name}", database.name()));
+    rename_to(database, from, database, to).await
+}
+
+async fn rename_to(from: &Database, name: &str, to: &Database, new: &str) -> Result<()> {
+    let database = from;
+    let (from, to) = (format!("{}.{name}", from.name()), format!("{}.{new}", to.name()));
     let rename = doc! { "renameCollection": from, "to": to, "dropTarget": true };
     let admin = database.client().database("admin");
     match admin.run_command(rename).await.map(drop) {

@@ -153,7 +153,7 @@ fn change(rng: &mut StdRng, version: i64) -> Document {
     change
 }
 
-fn document(rng: &mut StdRng, writer: i32, version: i64) -> Document {
+pub(super) fn document(rng: &mut StdRng, writer: i32, version: i64) -> Document {
     let text = "x".repeat(rng.random_range(0..400));
     doc! {
         "owner": OWNERS[rng.random_range(0..OWNERS.len())],

@@ -1,9 +1,11 @@
 //! Random writes of all kinds, as fast as they are allowed to be: transfers between accounts, documents
-//! under odd keys, bursts, and collections that are dropped, renamed and written over.
+//! under odd keys, bursts, collections that are dropped, renamed and written over, and now and then
+//! something large.
 
 mod bank;
 mod ddl;
 mod items;
+mod rare;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -57,7 +59,15 @@ pub(super) async fn run(
         writers.spawn(writer.run(pause, over.clone()));
     }
     let rng = StdRng::seed_from_u64(options.seed ^ 0xdd1);
-    writers.spawn(ddl::run(site, rng, versions, findings, over));
+    writers.spawn(ddl::run(
+        site.clone(),
+        rng,
+        Arc::clone(&versions),
+        Arc::clone(&findings),
+        over.clone(),
+    ));
+    let rng = StdRng::seed_from_u64(options.seed ^ 0x4a4e);
+    writers.spawn(rare::run(site, rng, versions, findings, over));
     while writers.join_next().await.is_some() {}
 }
 
