@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tidewire_protocol::Position;
+use tidewire_protocol::{Position, ResyncReason};
 use tidewire_server::log::{
     Body, Cursor, Entry, Flow, PageRequest, ReadError, Reader, Scope, Since,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::findings::Kind;
+use super::history;
 use super::judge::{Gap, Judge};
 use super::stage::{ACCOUNTS, ACCOUNTS_EACH, COLLECTIONS, ServerSite, TOTAL};
 use super::told::{Told, content, key, number};
@@ -22,6 +23,8 @@ const TICK: Duration = Duration::from_millis(700);
 const PAGE: usize = 5_000;
 /// What stands for the content of a document in quarantine.
 const SET_ASIDE: u64 = 1;
+/// And of one that the log of now may hold otherwise than the log before told it.
+const UNSURE: u64 = 2;
 
 /// Follows until the checks are over, then once more to the log's end.
 pub(super) async fn run(server: ServerSite, judge: Arc<Judge>, over: CancellationToken) {
@@ -53,7 +56,9 @@ struct Follower {
     server: ServerSite,
     judge: Arc<Judge>,
     cursor: Option<Cursor>,
-    /// It reads from nothing: superseded changes are left out, and the rest is not compared one by one.
+    /// Of the log that gave it out.
+    generation: u64,
+    /// It reads from nothing, or from far behind: superseded changes are left out, and the rest is not compared one by one.
     fills: bool,
     /// The last change's.
     position: Position,
@@ -78,6 +83,7 @@ impl Follower {
             server,
             judge,
             cursor: None,
+            generation: 0,
             fills: false,
             position: Position::ZERO,
             documents: HashMap::new(),
@@ -92,6 +98,8 @@ impl Follower {
 
     /// Everything that is new.
     fn step(&mut self) {
+        let log = Arc::clone(&self.server.history);
+        let Some(_there) = log.reading() else { return };
         // A log that is being made, or was taken away, is there later.
         let Ok(reader) = Reader::open(&self.server.data_dir()) else { return };
         loop {
@@ -112,6 +120,7 @@ impl Follower {
                 // After the loss of its log it is copied anew, and comes up to here again.
                 Err(ReadError::Ahead) => return,
                 Err(ReadError::Resync(reason)) => {
+                    self.must_be_excused(reason);
                     self.judge.findings().note(&format!(
                         "{}'s log does not go on from {}: {reason:?}",
                         self.server.name, self.position
@@ -126,7 +135,9 @@ impl Follower {
             };
             // What the server says of a gap, it says before the changes behind the gap are written.
             self.read_lines();
-            self.fills |= self.cursor.is_none();
+            self.note_generation(log.generation());
+            // Far behind it is a fill, too.
+            self.fills |= self.cursor.is_none() || page.filled.is_some();
             self.take(changes);
             self.cursor = Some(page.cursor);
             if self.fills && page.complete {
@@ -143,6 +154,22 @@ impl Follower {
                 }
                 return;
             }
+        }
+    }
+
+    fn must_be_excused(&self, reason: ResyncReason) {
+        let is_own = self.server.history.generation() == self.generation;
+        let may = |cursor| history::may_refuse(&self.server, cursor, is_own, reason);
+        if !self.cursor.as_ref().is_some_and(may) {
+            let text = format!("{reason:?} of the cursor of {}", self.position);
+            self.broken(Kind::Refused, &text);
+        }
+    }
+
+    /// A restored or rebuilt log goes on from the cursor; what it told before, this one may copy later.
+    fn note_generation(&mut self, generation: u64) {
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.documents.values_mut().for_each(|last| last.content = UNSURE);
         }
     }
 
@@ -245,6 +272,14 @@ impl Follower {
                 if line.contains("panicked at") {
                     self.broken(Kind::Stuck, line);
                 }
+                if history::is_rebuilt(line) {
+                    let all = (0..COLLECTIONS.len()).map(|collection| Gap {
+                        collection,
+                        from: 0,
+                        through: u64::MAX,
+                    });
+                    all.for_each(|gap| self.judge.gap_opens(self.server.index, gap));
+                }
                 continue;
             };
             self.read_line(&line);
@@ -280,10 +315,22 @@ impl Follower {
                 }
             }
             "a check mended the log" => self.broken(Kind::Different, &line.to_string()),
+            _ if line["level"] == "ERROR"
+                && self.server.history.was_damaged()
+                && tells_damage(line) =>
+            {
+                self.judge.findings().count("lines about a damaged log", 1);
+            }
             _ if line["level"] == "ERROR" => self.broken(Kind::Stuck, &line.to_string()),
             _ => {}
         }
     }
+}
+
+/// We flip bytes of logs: this is what servers say of it.
+fn tells_damage(line: &Value) -> bool {
+    let text = line["fields"].to_string();
+    ["damaged", "malformed", "does not match its checksum"].iter().any(|word| text.contains(word))
 }
 
 fn read(entry: &Entry<'_>) -> Option<Change> {
@@ -291,6 +338,9 @@ fn read(entry: &Entry<'_>) -> Option<Change> {
         Body::Upsert(document) => (false, document),
         Body::Delete(document) => (true, document),
     };
+    // A rebuilt log tells of a lost row by a document that is its `_id` alone, and deletes that.
+    let is_stand_in = !is_delete && document.iter().count() == 1;
+    let is_delete = is_delete || is_stand_in;
     let collection = COLLECTIONS.iter().position(|name| *name == entry.collection)?;
     let key = key(document)?;
     let account = (collection == ACCOUNTS && !is_delete).then(|| {
@@ -301,6 +351,7 @@ fn read(entry: &Entry<'_>) -> Option<Change> {
     // A document in quarantine is told as gone, and is something else than one that is.
     let content = match entry.set_aside {
         Some(_) => SET_ASIDE,
+        None if is_stand_in => SET_ASIDE,
         None if is_delete => 0,
         None => content(document),
     };

@@ -9,6 +9,7 @@ mod faults;
 mod finale;
 mod findings;
 mod follow;
+mod history;
 mod judge;
 mod load;
 mod pages;

@@ -8,11 +8,15 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde::Deserialize;
 use serde_json::Value;
+use tidewire_protocol::ResyncReason;
+use tidewire_server::log::Cursor;
 use tokio_util::sync::CancellationToken;
 
 use super::findings::{Findings, Kind};
-use super::stage::{ACCOUNTS_EACH, HIDDEN, OWNERS, Site, TOTAL, token};
+use super::history;
+use super::stage::{ACCOUNTS_EACH, HIDDEN, OWNERS, ServerSite, Site, TOTAL, token};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -21,16 +25,16 @@ const LIMIT_MAX: u32 = 300;
 
 /// One for an administrator, one for an owner.
 pub(super) fn readers(site: &Site, seed: u64) -> Result<Vec<Reader>> {
-    let urls: Vec<String> = site.servers.iter().map(|server| server.url.clone()).collect();
     let reader = |(number, owner): (u64, Option<&'static str>)| {
         Ok(Reader {
             name: owner.unwrap_or("admin"),
             owner,
             token: token(owner, TOKEN_TTL)?,
-            urls: urls.clone(),
+            servers: site.servers.clone(),
             http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?,
             rng: StdRng::seed_from_u64(seed ^ (0x9a9e5 + number)),
             cursor: "0".into(),
+            given_by: (0, 0),
             position: String::new(),
             accounts: HashMap::new(),
             versions: HashMap::new(),
@@ -47,10 +51,12 @@ pub(super) struct Reader {
     name: &'static str,
     owner: Option<&'static str>,
     token: String,
-    urls: Vec<String>,
+    servers: Vec<ServerSite>,
     http: reqwest::Client,
     rng: StdRng,
     cursor: String,
+    /// The server, and which of its logs.
+    given_by: (usize, u64),
     /// The last change's.
     position: String,
     /// Owner and balance.
@@ -64,7 +70,7 @@ impl Reader {
         let mut server = 0;
         loop {
             if self.rng.random_ratio(1, 20) {
-                server = self.rng.random_range(0..self.urls.len());
+                server = self.rng.random_range(0..self.servers.len());
             }
             let step = self.step(server, &findings);
             match over.run_until_cancelled(step).await {
@@ -72,7 +78,7 @@ impl Reader {
                 Some(true) => {}
                 Some(false) => {
                     tokio::time::sleep(PAUSE).await;
-                    server = (server + 1) % self.urls.len();
+                    server = (server + 1) % self.servers.len();
                 }
             }
         }
@@ -81,7 +87,9 @@ impl Reader {
     /// One page; false where there was none to be had.
     async fn step(&mut self, server: usize, findings: &Findings) -> bool {
         let limit = self.rng.random_range(1..LIMIT_MAX);
-        let (url, cursor) = (&self.urls[server], &self.cursor);
+        let (url, cursor) = (&self.servers[server].url, &self.cursor);
+        let log = Arc::clone(&self.servers[server].history);
+        let (generation, was_suspect) = (log.generation(), log.is_suspect());
         let url = format!("{url}/api/sync/pull?since={cursor}&limit={limit}&wait=1");
         let asked = self.http.get(url).bearer_auth(&self.token).send().await;
         let Ok(answer) = asked else { return false };
@@ -96,8 +104,12 @@ impl Reader {
             200 => {}
             410 => {
                 findings.count("answers 410 to page readers", 1);
-                findings
-                    .note(&format!("page reader {}: 410 {}", self.name, page["error"]["reason"]));
+                let reason = &page["error"]["reason"];
+                findings.note(&format!("page reader {}: 410 {reason} from {server}", self.name));
+                if !self.may_be_refused(server, generation, reason) {
+                    let text = format!("page reader {}, {}: {text}", self.name, self.position);
+                    findings.broken(Kind::Refused, format!("server {server} to {text}"));
+                }
                 self.cursor = "0".into();
                 self.position.clear();
                 self.accounts.clear();
@@ -105,6 +117,7 @@ impl Reader {
                 return false;
             }
             429 | 503 => return false,
+            500 if was_suspect || log.is_suspect() => return false,
             _ => {
                 findings.broken(Kind::Stuck, format!("server {server} answers {status}: {text}"));
                 return false;
@@ -114,8 +127,16 @@ impl Reader {
             findings.broken(Kind::Leaked, format!("server {server} sends what is hidden"));
         }
         self.take(&page, server, findings);
+        self.given_by = (server, generation);
         findings.count("pages", 1);
         true
+    }
+
+    fn may_be_refused(&self, server: usize, generation: u64, reason: &Value) -> bool {
+        let (cursor, reason) = (self.cursor.parse::<Cursor>(), ResyncReason::deserialize(reason));
+        let (Ok(cursor), Ok(reason)) = (cursor, reason) else { return false };
+        let is_own = self.given_by == (server, generation);
+        history::may_refuse(&self.servers[server], &cursor, is_own, reason)
     }
 
     fn take(&mut self, page: &Value, server: usize, findings: &Findings) {
@@ -146,6 +167,11 @@ impl Reader {
             return;
         }
         let payload = &change["payload"];
+        let is_stand_in = payload.as_object().is_some_and(|payload| payload.len() == 1);
+        // Of a row that a rebuilt log has lost; its delete follows.
+        if is_stand_in && self.servers[server].history.was_damaged() {
+            return;
+        }
         let owner = payload["owner"].as_str();
         let is_owned = matches!(collection.as_str(), "accounts" | "items");
         if is_owned && self.owner.is_some() && owner != self.owner {

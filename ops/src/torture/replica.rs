@@ -3,28 +3,36 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::findings::{Findings, Kind};
 use super::stage::{ACCOUNTS_EACH, ClientSite, HIDDEN, OWNERS, TOTAL};
 
 const TICK: Duration = Duration::from_millis(150);
+/// A client that is swapping, or held in the middle of it, is let alone for so long.
+const UNREADABLE_MAX: Duration = Duration::from_secs(5);
+const BUSY_MAX: Duration = Duration::from_secs(60);
 /// Every so many looks, at every row.
 const THOROUGH_EVERY: u64 = 6;
 
 /// Looks until the checks are over.
 pub(super) async fn watch(client: ClientSite, findings: Arc<Findings>, over: CancellationToken) {
     let task = move || {
-        let mut watcher =
-            Watcher { client, findings, versions: HashMap::new(), position: String::new() };
+        let mut watcher = Watcher {
+            client,
+            findings,
+            versions: HashMap::new(),
+            position: String::new(),
+            unreadable: None,
+        };
         let mut looks = 0_u64;
         while !over.is_cancelled() {
             looks += 1;
-            // A replica that is not there yet, or is being swapped, is looked at again.
-            let _ = watcher.look(looks.is_multiple_of(THOROUGH_EVERY));
+            let looked = watcher.look(looks.is_multiple_of(THOROUGH_EVERY));
+            watcher.judge(looked);
             std::thread::sleep(TICK);
         }
     };
@@ -37,12 +45,38 @@ struct Watcher {
     /// By collection and `_id`: version and position.
     versions: HashMap<(&'static str, String), (i64, String)>,
     position: String,
+    /// Since when, and whether it has been told.
+    unreadable: Option<(Instant, bool)>,
 }
 
 impl Watcher {
     fn broken(&self, kind: Kind, text: &str) {
         let (name, position) = (self.client.name, &self.position);
         self.findings.broken(kind, format!("{name} at {position}: {text}"));
+    }
+
+    /// A replica that is not there yet is looked at again. One that was there stays, and can be read.
+    fn judge(&mut self, looked: rusqlite::Result<()>) {
+        let Err(error) = looked else {
+            self.unreadable = None;
+            return;
+        };
+        if self.position.is_empty() {
+            return;
+        }
+        let patience = match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BUSY_MAX,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Duration::ZERO,
+            // The swap changes tables under our statements.
+            _ => UNREADABLE_MAX,
+        };
+        let (since, told) = self.unreadable.unwrap_or((Instant::now(), false));
+        let is_over = since.elapsed() >= patience;
+        if is_over && !told {
+            self.broken(Kind::Different, &format!("it can't be read: {error}"));
+        }
+        self.unreadable = Some((since, told || is_over));
+        self.findings.count("looks at a replica that failed", 1);
     }
 
     fn look(&mut self, thorough: bool) -> rusqlite::Result<()> {

@@ -1,8 +1,10 @@
 //! The parts: three mongods, two servers, four clients behind a network that fails. Each is a process of
 //! its own, and the real one.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Options;
+use super::history::History;
 use crate::mongod::{Options as MongodOptions, ReplicaSet};
 use crate::ports;
 use crate::process::{Guarded, Launch, this_program};
@@ -40,6 +43,8 @@ const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// The contract: SIGTERM drains within 10 s; a little for a busy machine.
 pub(super) const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+/// For a check, backup or rebuild of a log.
+const CARED_FOR_WITHIN: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(50);
 /// What tokens last that nobody lets expire.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
@@ -76,6 +81,9 @@ pub(super) struct ServerSite {
     /// The operators' listener.
     pub(super) admin: String,
     pub(super) dir: PathBuf,
+    pub(super) retention: Duration,
+    /// Of its log.
+    pub(super) history: Arc<History>,
 }
 
 impl ServerSite {
@@ -133,6 +141,9 @@ pub(super) fn token(owner: Option<&str>, ttl: Duration) -> Result<String> {
 #[derive(Debug)]
 pub(super) struct ServerPart {
     pub(super) site: ServerSite,
+    program: PathBuf,
+    /// The source's.
+    uri: String,
     launch: Launch,
     process: Option<Guarded>,
 }
@@ -164,7 +175,7 @@ impl Stage {
         let driver = driver(&mongo.uri()).await?;
         let database = driver.database(DATABASE);
         furnish(&database).await?;
-        let retentions = ["1h", "30s"];
+        let retentions = [Duration::from_secs(3_600), Duration::from_secs(30)];
         let mut servers = Vec::new();
         for (index, name) in ["server-a", "server-b"].into_iter().enumerate() {
             let mut server =
@@ -235,7 +246,7 @@ impl ServerPart {
         index: usize,
         name: &'static str,
         uri: &str,
-        retention: &str,
+        retention: Duration,
     ) -> Result<Self> {
         let ports = ports::free(2)?;
         let address = format!("127.0.0.1:{}", ports[0]);
@@ -243,14 +254,15 @@ impl ServerPart {
         std::fs::create_dir_all(&dir)?;
         let url = format!("http://{address}");
         let admin = format!("127.0.0.1:{}", ports[1]);
-        let site = ServerSite { index, name, url, address, admin, dir };
-        let config = configuration(&site, uri, retention);
-        std::fs::write(site.config(), config)?;
+        let history = Arc::default();
+        let site = ServerSite { index, name, url, address, admin, dir, retention, history };
+        std::fs::write(site.config(), configuration(&site, uri, None))?;
         let launch = Launch::new(program, site.log())
             .args(["--log-format", "json", "internal-server", "--config"])
             .arg(site.config())
             .env("RUST_LOG", "info");
-        Ok(Self { site, launch, process: None })
+        let (program, uri) = (program.to_owned(), uri.to_owned());
+        Ok(Self { site, program, uri, launch, process: None })
     }
 
     pub(super) fn start(&mut self) -> Result<()> {
@@ -258,14 +270,75 @@ impl ServerPart {
         Ok(())
     }
 
+    /// Leaves a collection out of its configuration, or none. Counts from the next start on.
+    pub(super) fn configure(&self, without: Option<&str>) -> Result<()> {
+        let config = configuration(&self.site, &self.uri, without);
+        Ok(std::fs::write(self.site.config(), config)?)
+    }
+
+    /// Another server with the same configuration but its addresses; how it ended, and what it said.
+    pub(super) async fn second(&self, patience: Duration) -> Result<(Option<i32>, String)> {
+        let ports = ports::free(2)?;
+        let mut site = self.site.clone();
+        site.address = format!("127.0.0.1:{}", ports[0]);
+        site.admin = format!("127.0.0.1:{}", ports[1]);
+        let config = self.site.dir.join("second.toml");
+        std::fs::write(&config, configuration(&site, &self.uri, None))?;
+        let args = [OsStr::new("internal-server"), OsStr::new("--config"), config.as_os_str()];
+        self.run_beside(&args, patience).await
+    }
+
+    /// `tidewire-ops log …`; how it ended, and what it said.
+    pub(super) async fn care(&self, args: &[&OsStr]) -> Result<(Option<i32>, String)> {
+        let args = [&[OsStr::new("log")], args].concat();
+        self.run_beside(&args, CARED_FOR_WITHIN).await
+    }
+
+    async fn run_beside(
+        &self,
+        args: &[&OsStr],
+        patience: Duration,
+    ) -> Result<(Option<i32>, String)> {
+        let said = self.site.dir.join("beside.log");
+        let _ = std::fs::remove_file(&said);
+        let mut process = Launch::new(&self.program, &said).args(args).start()?;
+        let code = process.wait(patience).await.ok().and_then(|status| status.code());
+        process.kill().await?;
+        Ok((code, String::from_utf8_lossy(&std::fs::read(&said)?).into_owned()))
+    }
+
+    /// How it ended by itself, where it does so in this time.
+    pub(super) async fn ends_within(&mut self, patience: Duration) -> Option<(ExitStatus, String)> {
+        let process = self.process.as_mut()?;
+        let status = process.wait(patience).await.ok()?;
+        let words = process.last_words(5);
+        self.process = None;
+        Some((status, words))
+    }
+
+    /// Waits a while until `/readyz` says so; false where it does not come to that.
+    pub(super) async fn is_ready_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.says_ready().await {
+            if Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        true
+    }
+
+    async fn says_ready(&self) -> bool {
+        let url = format!("{}/readyz", self.site.url);
+        let asked = reqwest::Client::new().get(&url).timeout(Duration::from_secs(2)).send().await;
+        asked.is_ok_and(|answer| answer.status().is_success())
+    }
+
     /// Waits until `/readyz` says so.
     pub(super) async fn ready(&mut self) -> Result<()> {
-        let url = format!("{}/readyz", self.site.url);
         let deadline = Instant::now() + READY_WITHIN;
         loop {
-            let asked =
-                reqwest::Client::new().get(&url).timeout(Duration::from_secs(2)).send().await;
-            if asked.is_ok_and(|answer| answer.status().is_success()) {
+            if self.says_ready().await {
                 return Ok(());
             }
             self.must_run()?;
@@ -373,8 +446,8 @@ fn must_run(process: &mut Option<Guarded>, name: &str) -> Result<()> {
     }
 }
 
-fn configuration(site: &ServerSite, uri: &str, retention: &str) -> String {
-    let name = site.name;
+fn configuration(site: &ServerSite, uri: &str, without: Option<&str>) -> String {
+    let (name, retention) = (site.name, format!("{}s", site.retention.as_secs()));
     let mut text = format!(
         "[source]\nuri = \"{uri}&appName={name}\"\ndatabase = {DATABASE:?}\n\
          [log]\ndir = {dir:?}\nretention = {retention:?}\n\
@@ -385,7 +458,7 @@ fn configuration(site: &ServerSite, uri: &str, retention: &str) -> String {
         listen = site.address,
         admin = site.admin,
     );
-    for collection in COLLECTIONS {
+    for collection in COLLECTIONS.into_iter().filter(|name| Some(*name) != without) {
         let channels = match collection {
             "accounts" | "items" => r#"["user:{owner}", "role:admin"]"#,
             _ => r#"["everyone"]"#,

@@ -1,5 +1,7 @@
 //! What happens to the servers.
 
+mod logs;
+
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,6 +16,14 @@ use crate::torture::stage::ServerPart;
 const PAUSE: std::ops::Range<f64> = 3.0..10.0;
 
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
+/// A fault that needs a server that is up is left out where it is not by then.
+const UP_WITHIN: Duration = Duration::from_secs(20);
+const SECOND_ENDS_WITHIN: Duration = Duration::from_secs(120);
+/// What is taken out of a configuration.
+const NOT_FOLLOWED: &str = "churn2";
+/// How a program ends that failed, and one to which the source did not answer.
+const FAILED: i32 = 1;
+const UNREACHABLE: i32 = 4;
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -21,34 +31,53 @@ enum Fault {
     Stop,
     Freeze,
     LoseLog,
+    Restore,
+    Damage,
+    Second,
+    Unfollow,
     /// None, but work beside all the others, which must find nothing.
     Scrub,
 }
 
-const FAULTS: [(u32, Fault); 5] = [
+const FAULTS: [(u32, Fault); 9] = [
     (6, Fault::Kill),
     (3, Fault::Stop),
     (4, Fault::Freeze),
     (1, Fault::LoseLog),
+    (2, Fault::Restore),
+    (2, Fault::Damage),
+    (2, Fault::Second),
+    (2, Fault::Unfollow),
     (4, Fault::Scrub),
 ];
 
 pub(super) async fn run(mut lane: Lane, mut servers: Vec<ServerPart>) -> Result<Vec<ServerPart>> {
     while lane.pause(PAUSE).await {
-        for server in &mut servers {
-            if let Err(error) = server.must_run() {
-                lane.findings.broken(Kind::Stuck, format!("{error:#}"));
-                server.start()?;
-            }
-        }
-        let index = lane.rng.random_range(0..servers.len());
+        must_run(&lane, &mut servers)?;
         let fault = lane.pick(&FAULTS);
+        let index = match fault {
+            // The log of the other one grows for an hour: too long to be looked through.
+            Fault::Damage => servers.len() - 1,
+            _ => lane.rng.random_range(0..servers.len()),
+        };
         inject(&mut lane, &mut servers[index], fault).await?;
     }
-    for server in &mut servers {
-        server.must_run()?;
-    }
+    must_run(&lane, &mut servers)?;
     Ok(servers)
+}
+
+/// One that has lost its log can't start without the source: it ended, and is started again.
+fn must_run(lane: &Lane, servers: &mut [ServerPart]) -> Result<()> {
+    for server in servers {
+        let Err(error) = server.must_run() else { continue };
+        if server.site.data_dir().join("log.db").exists() {
+            lane.findings.broken(Kind::Stuck, format!("{error:#}"));
+        } else {
+            lane.findings.note(&format!("{error:#}"));
+        }
+        server.start()?;
+    }
+    Ok(())
 }
 
 async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Result<()> {
@@ -62,10 +91,7 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
         }
         Fault::Stop => {
             lane.findings.fault("server ended with SIGTERM", name);
-            let status = server.stop().await?;
-            if status.is_some_and(|status| !status.success()) {
-                lane.findings.broken(Kind::Stuck, format!("{name} ended with {status:?}"));
-            }
+            end(lane, server).await?;
             lane.hold(0.0..4.0).await;
             server.start()
         }
@@ -86,12 +112,59 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
         Fault::LoseLog => {
             lane.findings.fault("server loses its log", name);
             server.kill().await?;
-            // In one step: the one who reads along may still hold it, and put a file into it.
-            let lost = server.site.dir.join(format!("lost-{}", lane.rng.random::<u32>()));
-            std::fs::rename(server.site.data_dir(), &lost)?;
-            let _ = std::fs::remove_dir_all(lost);
+            logs::take_away(server).await?;
+            logs::lose(lane, server)?;
+            server.site.history.replaced();
+            server.site.history.give_back();
             lane.hold(0.0..3.0).await;
             server.start()
         }
+        Fault::Restore => logs::restore(lane, server).await,
+        Fault::Damage => logs::damage(lane, server).await,
+        Fault::Second => second(lane, server).await,
+        Fault::Unfollow => unfollow(lane, server).await,
     }
+}
+
+/// SIGTERM, and the exit code that the contract promises.
+async fn end(lane: &Lane, server: &mut ServerPart) -> Result<()> {
+    let status = server.stop().await?;
+    if status.is_some_and(|status| !status.success()) {
+        let text = format!("{} ended with {status:?}", server.site.name);
+        lane.findings.broken(Kind::Stuck, text);
+    }
+    Ok(())
+}
+
+/// Two servers on one data folder: the second refuses to start, the first does not notice.
+async fn second(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
+    if !server.is_ready_within(UP_WITHIN).await {
+        return Ok(());
+    }
+    let name = server.site.name;
+    lane.findings.fault("second server on the same data folder", name);
+    let (code, said) = server.second(SECOND_ENDS_WITHIN).await?;
+    match code {
+        Some(FAILED) if said.contains("is in use by another tidewire-server") => {}
+        Some(UNREACHABLE) => lane.findings.note("the second server did not reach the source"),
+        _ => {
+            let text = format!("a second server on {name}'s folder ended with {code:?}: {said}");
+            lane.findings.broken(Kind::Different, text);
+        }
+    }
+    Ok(())
+}
+
+/// A collection is taken out of one server's configuration, and put back.
+async fn unfollow(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
+    lane.findings
+        .fault("collection taken out of the configuration, and put back", server.site.name);
+    end(lane, server).await?;
+    server.configure(Some(NOT_FOLLOWED))?;
+    server.start()?;
+    server.is_ready_within(UP_WITHIN).await;
+    lane.hold(0.0..10.0).await;
+    end(lane, server).await?;
+    server.configure(None)?;
+    server.start()
 }

@@ -17,7 +17,7 @@ use crate::torture::findings::Findings;
 use crate::torture::stage::{OWNERS, Site};
 
 /// Seconds between two of them.
-const PAUSE: std::ops::Range<f64> = 8.0..40.0;
+const PAUSE: std::ops::Range<f64> = 10.0..70.0;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Farther behind than 20,000 changes, a log's reader is told the last ones only.
 const CHANGES: std::ops::Range<i64> = 5_000..18_000;
