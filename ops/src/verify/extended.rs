@@ -19,8 +19,9 @@ pub(super) enum Form {
 pub(super) fn document(fields: &Document, form: Form) -> Json {
     let convert = |(name, value): (&String, &Bson)| (name.clone(), value_of(value, form));
     let object = Json::Object(fields.iter().map(convert).collect());
-    // A document that would read like a value of another type says that it is none.
-    let mistaken = fields.keys().next().is_some_and(|name| name.starts_with('$'));
+    // A document that would read like a value of another type says that it is none; a DBRef is no type.
+    let first = fields.keys().next();
+    let mistaken = first.is_some_and(|name| name.starts_with('$') && name != "$ref");
     match form {
         Form::Key if mistaken => Json::tagged("$document", object),
         _ => object,

@@ -47,6 +47,8 @@ mod tests {
         check(Bson::Null, "~null");
         check(true.into(), "~true");
         check(doc! { "a": 1, "b": "x" }.into(), r#"~{"a":{"$number":"1"},"b":"x"}"#);
+        check(doc! { "$ref": "c", "$id": 1 }.into(), r#"~{"$ref":"c","$id":{"$number":"1"}}"#);
+        check(doc! { "$oid": "c" }.into(), r#"~{"$document":{"$oid":"c"}}"#);
         check(Bson::DateTime(bson::DateTime::from_millis(5)), r#"~{"$date":{"$numberLong":"5"}}"#);
     }
 }
