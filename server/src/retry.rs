@@ -10,6 +10,8 @@ pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The wait where a person has to do something first.
 pub const BACKOFF_SLOW: Duration = Duration::from_secs(10);
+/// Silences in a row that double the time that the source has for an answer; the next ones do not.
+const SILENCES_MAX: u32 = 4;
 /// Failures that nobody foresaw, in a row, before they are retried slowly.
 const UNEXPECTED_MAX: u32 = 5;
 
@@ -63,6 +65,7 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
     in_a_row: u32,
+    silent: u32,
     token_refused: u32,
     unexpected: u32,
 }
@@ -71,6 +74,13 @@ impl Attempts {
     /// Forget the failures: something got through.
     pub fn succeeded(&mut self) {
         *self = Self::default();
+    }
+
+    /// How many times as long as usual the source may take for an answer: one of many megabytes takes
+    /// its time on a slow line, and is no better when it is asked for again.
+    #[must_use]
+    pub fn patience(&self) -> u32 {
+        1 << self.silent.min(SILENCES_MAX)
     }
 
     /// Failures since the last success.
@@ -87,7 +97,11 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
     attempts.in_a_row = attempts.in_a_row.saturating_add(1);
     let wait = BACKOFF_FIRST.saturating_mul(1 << (attempts.in_a_row - 1).min(16)).min(BACKOFF_MAX);
     match failure {
-        Failure::Closed | Failure::Interrupted | Failure::Silent => (Step::Resume, wait),
+        Failure::Closed | Failure::Interrupted => (Step::Resume, wait),
+        Failure::Silent => {
+            attempts.silent = attempts.silent.saturating_add(1);
+            (Step::Resume, wait)
+        }
         Failure::TokenRefused => {
             attempts.token_refused = attempts.token_refused.saturating_add(1);
             match attempts.token_refused {
@@ -162,6 +176,21 @@ mod tests {
         }
         attempts.succeeded();
         assert_eq!(next_step(Failure::Interrupted, &mut attempts).1, BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn each_silence_gives_the_source_more_time_up_to_a_bound_and_a_success_the_usual_one() {
+        let mut attempts = Attempts::default();
+        let patience = [(); 7].map(|()| {
+            let patience = attempts.patience();
+            for failure in [Failure::Silent, Failure::Interrupted] {
+                assert_eq!(next_step(failure, &mut attempts).0, Step::Resume);
+            }
+            patience
+        });
+        assert_eq!(patience, [1, 2, 4, 8, 16, 16, 16]);
+        attempts.succeeded();
+        assert_eq!(attempts.patience(), 1);
     }
 
     #[test]

@@ -147,6 +147,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             checks: checks.clone(),
             oplog_refused: Arc::clone(&oplog_refused),
             process: Arc::clone(&process),
+            silence_max: SILENCE_MAX * attempts.patience(),
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().clone();
@@ -285,6 +286,8 @@ struct Run {
     oplog_refused: Arc<AtomicBool>,
     /// The primary's process that was asked last, where it says which.
     process: Arc<Mutex<Option<Option<ObjectId>>>>,
+    /// The source may take so long for an answer of the stream.
+    silence_max: Duration,
     shutdown: CancellationToken,
 }
 
@@ -343,7 +346,13 @@ impl Run {
         };
         let collections = self.rules.iter().map(|rules| rules.name().to_owned()).collect();
         let in_parts = step == Step::ResumeInParts;
-        let source = Source { client: self.client, database: self.database, collections, in_parts };
+        let source = Source {
+            client: self.client,
+            database: self.database,
+            collections,
+            in_parts,
+            silence_max: self.silence_max,
+        };
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
             ended = guard.watch() => Err(ended),

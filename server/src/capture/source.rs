@@ -22,7 +22,8 @@ use crate::retry::Failure;
 /// How long the source holds an answer when nothing happens.
 const AWAIT_MAX: Duration = Duration::from_millis(500);
 /// No answer for this long: the stream is dropped. The driver alone would wait 16 s for a primary that
-/// was stopped or cut off.
+/// was stopped or cut off. A stream that was dropped for it gets longer, see
+/// [`Attempts::patience`](crate::retry::Attempts::patience).
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
 /// Most events in a batch.
 const BATCH_EVENTS_MAX: u32 = 2_000;
@@ -76,6 +77,8 @@ pub(super) struct Source {
     /// An event that is too large to be sent is to be told in parts, or by its key, instead of ending
     /// the stream.
     pub(super) in_parts: bool,
+    /// No answer for this long ends the stream.
+    pub(super) silence_max: Duration,
 }
 
 impl Source {
@@ -97,16 +100,15 @@ impl Source {
 
     async fn pump(&self, start: StartAt, batches: mpsc::Sender<Batch>) -> Result<(), Ended> {
         let room = Arc::new(Semaphore::new(BATCH_BYTES_MAX));
-        let mut session =
-            in_time(self.client.start_session().causal_consistency(false).into_future()).await?;
+        let session = self.client.start_session().causal_consistency(false);
+        let mut session = self.in_time(session.into_future()).await?;
         let mut cursor = self.opened(&start, &mut session).await?;
         let mut no_probe_before = Instant::now();
         let mut fragments = Fragments::default();
         let opened = Instant::now();
         loop {
-            let Ok(next) = timeout(SILENCE_MAX, cursor.stream(&mut session).next()).await else {
-                return Err(silent());
-            };
+            let next = timeout(self.silence_max, cursor.stream(&mut session).next()).await;
+            let Ok(next) = next else { return Err(self.silent()) };
             let Some(reply) = next else { return Err(closed()) };
             let reply = Reply::Driver(reply.map_err(|error| self.ended(error))?);
             let (id, last) = (reply.cursor_id(), reply.is_last());
@@ -128,7 +130,7 @@ impl Source {
                 return Err(Ended::new(Failure::Closed, "events come as ever again"));
             }
             if tail_end.open && Instant::now() >= no_probe_before {
-                match in_time(self.probe(id, &mut session)).await? {
+                match self.in_time(self.probe(id, &mut session)).await? {
                     Some(empty) => {
                         if !pass_on(empty, false, &room, &batches).await {
                             return Ok(());
@@ -165,9 +167,9 @@ impl Source {
                 opened => opened,
             }
         };
-        timeout(SILENCE_MAX, opening)
+        timeout(self.silence_max, opening)
             .await
-            .map_err(|_| silent())?
+            .map_err(|_| self.silent())?
             .map_err(|error| self.ended(error))
     }
 
@@ -202,6 +204,19 @@ impl Source {
             .await
     }
 
+    /// `future`, for as long as the source may be silent.
+    async fn in_time<T>(
+        &self,
+        future: impl Future<Output = mongodb::error::Result<T>>,
+    ) -> Result<T, Ended> {
+        timeout(self.silence_max, future).await.map_err(|_| self.silent())?.map_err(Ended::from)
+    }
+
+    fn silent(&self) -> Ended {
+        let seconds = self.silence_max.as_secs();
+        Ended::new(Failure::Silent, format!("the source has not answered for {seconds} s"))
+    }
+
     /// What is too large for a stream that tells in parts is too large for good.
     fn ended(&self, error: mongodb::error::Error) -> Ended {
         let mut ended = Ended::from(error);
@@ -230,18 +245,8 @@ impl Source {
     }
 }
 
-/// `future`, for as long as the source may be silent.
-async fn in_time<T>(future: impl Future<Output = mongodb::error::Result<T>>) -> Result<T, Ended> {
-    timeout(SILENCE_MAX, future).await.map_err(|_| silent())?.map_err(Ended::from)
-}
-
 fn closed() -> Ended {
     Ended::new(Failure::Closed, "the source closed the stream")
-}
-
-fn silent() -> Ended {
-    let message = format!("the source has not answered for {} s", SILENCE_MAX.as_secs());
-    Ended::new(Failure::Silent, message)
 }
 
 /// Sends a reply when there is room for it. False: nobody takes it.

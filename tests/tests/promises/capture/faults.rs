@@ -278,6 +278,22 @@ async fn a_stream_that_is_silent_for_six_seconds_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_takes_eight_seconds_for_every_answer_is_given_them_and_followed() {
+    let mongo = mongo().await;
+    let (server, count) = follower(&mongo).await;
+    // As a large answer on a slow line.
+    let slow = doc! {
+        "failCommands": ["aggregate", "getMore"], "appName": "tidewire",
+        "blockConnection": true, "blockTimeMS": 8_000,
+    };
+    mongo.fail_point("failCommand", "alwaysOn", slow).await;
+    until_said(&server, "has not answered for 6 s").await;
+    insert(&mongo.db, "invoices", numbered(10..20)).await;
+    eventually("the stream goes on", PATIENCE, || async { (count().await == 20).then_some(()) })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_stopped_is_let_go_of_within_nine_seconds_and_followed_on() {
     let mut mongo = mongo().await;
     let (server, count) = follower(&mongo).await;
