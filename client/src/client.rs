@@ -49,6 +49,19 @@ pub enum TransportChoice {
     Poll,
 }
 
+/// What becomes of the data when the server refuses the token: it ran out, was revoked, or may see
+/// nothing any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnNeedsAuth {
+    /// It stays, and can be read.
+    #[default]
+    Keep,
+    /// Every trace of it is removed from the file, as where another user signs in; another token copies
+    /// everything anew. Only by the server's own word, and not where the token file holds another
+    /// token already: while no server answers the data stays, whatever the token says of its end.
+    Wipe,
+}
+
 /// Sets up a client; see [`SyncClient::builder`].
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
@@ -57,6 +70,7 @@ pub struct ClientBuilder {
     source: Option<TokenSource>,
     poll_interval: Duration,
     transport: TransportChoice,
+    on_needs_auth: OnNeedsAuth,
     rebuild: bool,
 }
 
@@ -106,6 +120,7 @@ impl SyncClient {
             source: None,
             poll_interval: POLL_INTERVAL,
             transport: TransportChoice::Auto,
+            on_needs_auth: OnNeedsAuth::Keep,
             rebuild: false,
         }
     }
@@ -274,6 +289,13 @@ impl ClientBuilder {
         self
     }
 
+    /// What becomes of the data when the server refuses the token; without this it stays.
+    #[must_use]
+    pub fn on_needs_auth(mut self, choice: OnNeedsAuth) -> Self {
+        self.on_needs_auth = choice;
+        self
+    }
+
     /// Copies everything anew, beside the old data.
     #[must_use]
     pub fn rebuild(mut self) -> Self {
@@ -359,6 +381,7 @@ impl ClientBuilder {
             poll_only: self.transport == TransportChoice::Poll,
             push: self.transport != TransportChoice::Poll && !once,
             push_only: self.transport == TransportChoice::Push && !once,
+            wipe: self.on_needs_auth == OnNeedsAuth::Wipe,
             poll_interval: self.poll_interval,
             seed: rand::rng().random(),
         };

@@ -92,10 +92,24 @@ pub(crate) struct Hands {
     /// A comparison with the server, and who wants to know what it finds.
     comparison: Option<BoxFuture<'static, Result<Verified, VerifyError>>>,
     wants: Option<Wants>,
+    /// All data is being removed, or is gone.
+    wipe: Wipe,
     /// When the next one is due; `None` before the replica is open.
     due: Option<Due>,
     reported: Option<(Report, Instant)>,
     listed: Option<Instant>,
+}
+
+/// What has become of the data, where the app wants none without a token.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Wipe {
+    /// There may be some.
+    #[default]
+    None,
+    /// It is being removed; a run that is over then ends with this refusal.
+    UnderWay(Option<String>),
+    /// There is none.
+    Done,
 }
 
 impl<T: Transport> Driver<T> {
@@ -197,6 +211,7 @@ impl<T: Transport> Driver<T> {
             }
             Action::Apply => {
                 if let Some(page) = self.hands.page.take() {
+                    self.hands.wipe = Wipe::None;
                     self.hands.pulls.came(page.head().has_more);
                     store.send(Command::Apply { page, epoch: self.hands.epoch }).await;
                 }
@@ -204,13 +219,14 @@ impl<T: Transport> Driver<T> {
             Action::DropPartial => store.send(Command::DropPartial).await,
             Action::BeginFill => store.send(Command::BeginFill).await,
             Action::Arm(delay) => self.hands.timer = Some(Instant::now() + delay),
+            Action::Wipe => self.wipe(store).await,
             Action::WaitForToken => {
                 self.hands.timer = None;
                 return self.needs_token();
             }
             Action::Halt(Outcome::CaughtUp) => return Some(Ok(End::CaughtUp)),
             Action::Halt(Outcome::Refused(failure)) => {
-                return Some(Err(ClientError::Refused(failure.to_string())));
+                return self.refused(failure.to_string());
             }
             Action::Halt(Outcome::Unreachable(failure)) => {
                 return Some(Err(ClientError::Unreachable(failure.to_string())));
@@ -221,13 +237,38 @@ impl<T: Transport> Driver<T> {
 
     /// A token was refused. The file may hold a newer one already, which the next tick takes; a client
     /// that runs once does not wait for one.
-    fn needs_token(&self) -> Option<Ended> {
-        let newer = self.source.read().is_ok_and(|token| token != self.token);
-        if newer || !self.once {
+    fn needs_token(&mut self) -> Option<Ended> {
+        if self.has_newer_token() || !self.once {
             return None;
         }
         let why = self.machine.error().unwrap_or("the server refuses the token").to_owned();
-        Some(Err(ClientError::Refused(why)))
+        self.refused(why)
+    }
+
+    fn has_newer_token(&self) -> bool {
+        self.source.read().is_ok_and(|token| token != self.token)
+    }
+
+    /// Removes all data, once, unless the refused token has a successor already.
+    async fn wipe(&mut self, store: &Store) {
+        if self.hands.wipe != Wipe::None || self.has_newer_token() {
+            return;
+        }
+        tracing::info!("the token is refused: all data is wiped");
+        self.give_up_comparison(store).await;
+        store.send(Command::Wipe).await;
+        self.hands.wipe = Wipe::UnderWay(None);
+    }
+
+    /// Ends the run, at once or when the data that must not stay is gone.
+    fn refused(&mut self, why: String) -> Option<Ended> {
+        match &mut self.hands.wipe {
+            Wipe::UnderWay(end) => {
+                *end = Some(why);
+                None
+            }
+            Wipe::None | Wipe::Done => Some(Err(ClientError::Refused(why))),
+        }
     }
 
     async fn pulled(&mut self, heard: Result<Heard, Failure>, store: &Store) -> Option<Ended> {
@@ -306,7 +347,20 @@ impl<T: Transport> Driver<T> {
             Some(Reply::Reset(resume, status)) => {
                 self.reset();
                 self.show(*status);
+                if matches!(self.hands.wipe, Wipe::UnderWay(_)) {
+                    // The damaged file lies beside it.
+                    store.send(Command::Wipe).await;
+                    return None;
+                }
                 Event::Opened(resume)
+            }
+            Some(Reply::Wiped(resume, status)) => {
+                self.show(*status);
+                let wipe = std::mem::replace(&mut self.hands.wipe, Wipe::Done);
+                if let Wipe::UnderWay(Some(why)) = wipe {
+                    return Some(Err(ClientError::Refused(why)));
+                }
+                Event::Wiped(resume)
             }
             // Only asked for, and waited for, in `set_token`.
             Some(Reply::Belongs(resume, _)) => Event::TokenSet(resume),
@@ -379,10 +433,10 @@ impl<T: Transport> Driver<T> {
         self.hands.pull = None;
         self.hands.listing = None;
         self.hands.page = None;
+        self.hands.wipe = Wipe::None;
         let is_the_same = token.is_of_the_same_subject_as(&self.token);
-        if !is_the_same && self.hands.comparison.take().is_some() {
-            // It reads what has to be wiped.
-            self.verified(Err(VerifyError::Unavailable), store).await;
+        if !is_the_same {
+            self.give_up_comparison(store).await;
         }
         store.send(Command::Belong(token.subject())).await;
         self.token = token;
@@ -406,8 +460,16 @@ impl<T: Transport> Driver<T> {
                 Some(Reply::Past { was_killed, verified_ms }) => {
                     self.hands.due = Some(Due::new(was_killed, verified_ms));
                 }
+                Some(Reply::Wiped(..)) => self.hands.wipe = Wipe::Done,
                 Some(Reply::Opened(..) | Reply::Listed) => {}
             }
+        }
+    }
+
+    /// It reads what may have to be wiped, and another subject's rows are none of its concern.
+    async fn give_up_comparison(&mut self, store: &Store) {
+        if self.hands.comparison.is_some() {
+            self.compared(Err(VerifyError::Unavailable), store).await;
         }
     }
 
@@ -443,6 +505,17 @@ impl<T: Transport> Driver<T> {
         found: Result<Verified, VerifyError>,
         store: &Store,
     ) -> Option<Ended> {
+        let by_itself = self.hands.wants.is_none();
+        let too_much = matches!(found, Err(VerifyError::TooMuch));
+        self.compared(found, store).await;
+        if too_much && by_itself {
+            return self.rebuild(store).await;
+        }
+        None
+    }
+
+    /// Says what a comparison came to.
+    async fn compared(&mut self, found: Result<Verified, VerifyError>, store: &Store) {
         self.hands.comparison = None;
         self.watch.send_if_modified(|status| status.comparing.take().is_some());
         match &found {
@@ -464,15 +537,9 @@ impl<T: Transport> Driver<T> {
                 }
             }
         }
-        let by_itself = self.hands.wants.is_none();
-        let too_much = matches!(found, Err(VerifyError::TooMuch));
         if let Some(wants) = self.hands.wants.take() {
             wants.send(found).ok();
         }
-        if too_much && by_itself {
-            return self.rebuild(store).await;
-        }
-        None
     }
 
     async fn tick(&mut self, clock: &mut Clock, store: &mut Store) -> Option<Ended> {

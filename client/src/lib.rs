@@ -24,7 +24,7 @@ mod token;
 pub mod transport;
 
 pub use changes::{Changed, ChangedRows, Changes};
-pub use client::{ClientBuilder, Summary, SyncClient, TransportChoice};
+pub use client::{ClientBuilder, OnNeedsAuth, Summary, SyncClient, TransportChoice};
 pub use error::ClientError;
 pub use live_query::LiveQuery;
 pub use repair::{Verified, VerifyError};

@@ -175,6 +175,10 @@ impl Machine {
             Event::Timer => self.timer(),
             Event::PullNow => self.hurry(false),
             Event::Woke => self.hurry(true),
+            Event::Wiped(resume) => {
+                self.reposition(resume);
+                Vec::new()
+            }
             Event::TokenSet(resume) => self.token_set(resume),
             Event::TokenRenewed => self.token_renewed(),
             Event::Rebuild => self.rebuild(),

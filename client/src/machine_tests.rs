@@ -14,6 +14,7 @@ fn options() -> Options {
         poll_only: false,
         push: false,
         push_only: false,
+        wipe: false,
         poll_interval: Duration::from_secs(300),
         seed: 1,
     }
@@ -103,6 +104,7 @@ fn every_failure_leads_to_its_own_state() {
         (Failure::Server { status: 500, message: "oh".into() }, State::Offline, false),
         (busy(3), State::Live, true),
         (Failure::Unauthorized("expired".into()), State::NeedsAuth, true),
+        (Failure::Challenged("a gateway".into()), State::NeedsAuth, true),
         (Failure::Forbidden("nothing".into()), State::NeedsAuth, true),
     ];
     for (failure, state, online) in table {
@@ -124,6 +126,40 @@ fn a_refused_token_is_never_tried_again_by_itself() {
     assert_eq!(machine.on(Event::CollectionsDue), []);
     assert_eq!(machine.on(Event::TokenSet(resume("c1"))), [Action::FetchCollections]);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c1", NONE)]);
+}
+
+#[test]
+fn data_goes_with_the_token_only_where_the_app_wants_it_and_the_server_itself_refuses() {
+    let failures = [
+        (Failure::Unauthorized("expired".into()), true),
+        (Failure::Forbidden("nothing".into()), true),
+        (Failure::Challenged("a gateway".into()), false),
+        (unreachable(), false),
+        (Failure::Garbage("a portal".into()), false),
+        (Failure::Server { status: 500, message: "oh".into() }, false),
+        (busy(3), false),
+        (Failure::Resync(ResyncReason::CursorTooOld), false),
+    ];
+    for (failure, costs) in failures {
+        let made: [fn(Options) -> Machine; 2] = [live, |options| pushed_with(options)];
+        for (wipe, make) in [true, false].into_iter().flat_map(|w| made.map(|make| (w, make))) {
+            let mut machine = make(Options { wipe, ..options() });
+            let wipes = machine.on(failed(failure.clone())).contains(&Action::Wipe);
+            assert_eq!(wipes, costs && wipe, "{failure}");
+        }
+    }
+    let mut machine = live(Options { wipe: true, ..options() });
+    let refused = failed(Failure::Unauthorized("expired".into()));
+    assert_eq!(machine.on(refused), [Action::Wipe, Action::WaitForToken]);
+    assert_eq!(machine.on(Event::Wiped(Resume::default())), []);
+    assert_eq!(machine.state(), State::NeedsAuth);
+    assert_eq!(machine.on(Event::TokenSet(Resume::default())), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)], "from nothing");
+    // A token that may see nothing is asked for again, from nothing too.
+    let mut machine = live(Options { wipe: true, ..options() });
+    machine.on(failed(Failure::Forbidden("nothing".into())));
+    machine.on(Event::Wiped(Resume::default()));
+    assert_eq!(machine.on(Event::Timer), [pull("", NONE)]);
 }
 
 #[test]
@@ -346,7 +382,11 @@ fn listen(since: &str) -> Action {
 
 /// A machine that is caught up at `c1` and has been heard on its socket.
 fn pushed() -> Machine {
-    let mut machine = Machine::new(pushing_options());
+    pushed_with(options())
+}
+
+fn pushed_with(options: Options) -> Machine {
+    let mut machine = Machine::new(Options { push: true, ..options });
     machine.on(Event::Opened(resume("c0")));
     machine.on(Event::Collections(Ok(())));
     machine.on(fetched("c1", 1, false, true));

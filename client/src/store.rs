@@ -34,6 +34,8 @@ pub(crate) enum Command {
     DropPartial,
     /// Answered by [`Reply::Belongs`].
     Belong(Subject),
+    /// Answered by [`Reply::Wiped`].
+    Wipe,
     /// From now on rows that change are noted.
     BeginComparison(oneshot::Sender<()>),
     /// It came to no end: rows that change are not noted any more. Not answered.
@@ -62,6 +64,7 @@ pub(crate) enum Reply {
     Applied(Applied, Box<Status>),
     Listed,
     Belongs(Resume, Box<Status>),
+    Wiped(Resume, Box<Status>),
     /// The file was damaged and was begun anew; a new epoch.
     Reset(Resume, Box<Status>),
     /// The thread has ended.
@@ -234,6 +237,10 @@ impl Thread {
                 self.identity.subject = subject;
                 writer.belong_to(&self.identity)?;
                 Some(Reply::Belongs(writer.resume(), Box::new(writer.status()?)))
+            }
+            Command::Wipe => {
+                writer.wipe()?;
+                Some(Reply::Wiped(writer.resume(), Box::new(writer.status()?)))
             }
             Command::BeginComparison(begun) => {
                 writer.begin_comparison();

@@ -125,6 +125,17 @@ struct HowArgs {
     /// The time between two polls, where changes do not come as they happen: 30s, 5m, 1h
     #[arg(long, env = "TIDEWIRE_POLL_INTERVAL", default_value = "5m", value_parser = duration)]
     poll_interval: Duration,
+    /// What becomes of the data when the server refuses the token
+    #[arg(long, env = "TIDEWIRE_ON_NEEDS_AUTH", default_value = "keep", value_enum)]
+    on_needs_auth: OnNeedsAuth,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnNeedsAuth {
+    /// It stays, and can be read
+    Keep,
+    /// Every trace of it is removed; another token copies everything anew
+    Wipe,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use super::narrate;
 use super::show::print_status;
-use super::{DbArg, HowArgs, RebuildArgs, ServersArg, SourceArgs, SyncArgs, Transport};
+use super::{DbArg, HowArgs, OnNeedsAuth, RebuildArgs, ServersArg, SourceArgs, SyncArgs, Transport};
 
 pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
     let source = &args.source;
@@ -29,7 +29,12 @@ pub(super) fn follow(servers: &ServersArg, db: &DbArg, how: &HowArgs) -> ClientB
         Transport::Poll => TransportChoice::Poll,
         Transport::Push => TransportChoice::Push,
     };
-    client(servers, db).poll_interval(how.poll_interval).transport(choice)
+    let on_needs_auth = match how.on_needs_auth {
+        OnNeedsAuth::Keep => tidewire::OnNeedsAuth::Keep,
+        OnNeedsAuth::Wipe => tidewire::OnNeedsAuth::Wipe,
+    };
+    let client = client(servers, db).poll_interval(how.poll_interval).transport(choice);
+    client.on_needs_auth(on_needs_auth)
 }
 
 pub(super) fn client(servers: &ServersArg, db: &DbArg) -> ClientBuilder {

@@ -64,18 +64,8 @@ impl Machine {
         self.error = Some(failure.to_string());
         self.pushing = false;
         match failure {
-            Failure::Unauthorized(_) => {
-                self.online = true;
-                self.doing = Doing::NeedsAuth;
-                vec![Action::WaitForToken]
-            }
-            Failure::Forbidden(_) => {
-                self.online = true;
-                self.doing = Doing::NeedsAuth;
-                if self.options.once {
-                    return self.give_up(Outcome::Refused(failure));
-                }
-                vec![Action::WaitForToken, Action::Arm(self.options.poll_interval)]
+            Failure::Unauthorized(_) | Failure::Challenged(_) | Failure::Forbidden(_) => {
+                self.refused(failure)
             }
             Failure::Resync(reason) => self.resync(reason),
             Failure::Busy { retry_after, .. } => {
@@ -96,6 +86,22 @@ impl Machine {
                 self.unreachable(failure, Duration::ZERO)
             }
         }
+    }
+
+    /// Only the server's own word costs the data of an app that wants it so.
+    fn refused(&mut self, failure: Failure) -> Vec<Action> {
+        self.online = true;
+        self.doing = Doing::NeedsAuth;
+        let wipes = self.options.wipe && !matches!(failure, Failure::Challenged(_));
+        let mut actions = if wipes { vec![Action::Wipe] } else { Vec::new() };
+        if !matches!(failure, Failure::Forbidden(_)) {
+            actions.push(Action::WaitForToken);
+        } else if self.options.once {
+            actions.extend(self.give_up(Outcome::Refused(failure)));
+        } else {
+            actions.extend([Action::WaitForToken, Action::Arm(self.options.poll_interval)]);
+        }
+        actions
     }
 
     /// What is not complete is of use to its own server alone, which may be back in a moment.

@@ -37,6 +37,8 @@ pub enum Event {
     PullNow,
     /// The machine slept, or its clock jumped: connections may be dead without saying so.
     Woke,
+    /// The replica's data is gone, for want of a token; it stands as at first.
+    Wiped(Resume),
     /// There is a new token; the replica goes on from here.
     TokenSet(Resume),
     /// There is a new token of the same subject, while [`super::Machine::renews`].
@@ -79,6 +81,8 @@ pub enum Action {
     BeginFill,
     /// Wake the machine after this; replaces an earlier timer.
     Arm(Duration),
+    /// Remove all data, unless there is another token already; answered by [`Event::Wiped`].
+    Wipe,
     /// Get another token.
     WaitForToken,
     /// The end.
@@ -109,6 +113,8 @@ pub struct Options {
     pub push: bool,
     /// Wait for news by the push socket alone.
     pub push_only: bool,
+    /// Remove all data when the server refuses the token.
+    pub wipe: bool,
     /// The time between two polls.
     pub poll_interval: Duration,
     /// For the jitter.

@@ -73,8 +73,8 @@ pub enum ReplicaError {
         /// The newest that this client knows.
         known: i64,
     },
-    /// A program that reads the replica of somebody who has signed out keeps it from being wiped.
-    #[error("the former user's data can't be wiped while a program still reads {0}; close it")]
+    /// A program that reads the replica keeps it from being wiped, after a sign-out or a refusal.
+    #[error("the data can't be wiped while a program still reads {0}; close it")]
     WipeBlocked(PathBuf),
     /// SQLite says no: the disk is full or broken, the file is damaged, or it is locked.
     #[error("the replica can't be used: {0}")]

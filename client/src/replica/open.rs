@@ -36,6 +36,8 @@ const CHECK_BYTES_MAX: u64 = 32 << 20;
 const CHECK_UNCLEAN_BYTES_MAX: u64 = 1 << 30;
 /// What a lock file begins with: the file beside it is a replica, whatever it looks like.
 const LOCK_MARK: &str = "tidewire replica";
+/// Issuer and subject of a replica that is being wiped: no token's.
+const NOBODY: [&str; 2] = ["tidewire:wiped", ""];
 /// Tries for the lock, 50 ms apart: somebody may be looking whether it is held.
 const LOCK_TRIES: u32 = 10;
 
@@ -153,7 +155,7 @@ impl Writer {
         // A token that does not say whose it is will be refused by the server; it wipes nothing.
         if stored.sub.is_some() && subject.sub.is_some() && stored != *subject {
             tracing::info!("another subject has signed in: the former one's data is wiped");
-            self.wipe(&stored)?;
+            self.wipe()?;
         } else if server.is_some_and(|stored| !identity.knows_one_of(&stored)) {
             tracing::info!("other servers: copying anew beside the old data");
             self.begin_fill()?;
@@ -272,10 +274,11 @@ impl Writer {
         Ok((conn, catalog, progress, !clean))
     }
 
-    /// Removes every trace of the former subject. Programs that have the file open see its tables
-    /// vanish. Until all of it is gone the file says that it is the former subject's: who opens it after
+    /// Removes every trace of what was copied, and whose it was. Programs that have the file open see its
+    /// tables vanish. Until all of it is gone the file says that it is nobody's: whoever opens it after
     /// a wipe that was cut short or blocked wipes again.
-    fn wipe(&mut self, former: &Subject) -> Result<(), ReplicaError> {
+    pub(crate) fn wipe(&mut self) -> Result<(), ReplicaError> {
+        self.guarded(Self::commit)?;
         // Freed pages are overwritten with zeros.
         self.conn.pragma_update(None, "secure_delete", true)?;
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
@@ -291,12 +294,12 @@ impl Writer {
              DELETE FROM _tidewire_state;",
         )?;
         schema::first_state(&self.conn)?;
-        let keep = "UPDATE _tidewire_state SET issuer = ?1, subject = ?2";
-        self.conn.execute(keep, params![former.iss, former.sub])?;
+        let whose = "UPDATE _tidewire_state SET issuer = ?1, subject = ?2";
+        self.conn.execute(whose, NOBODY.map(Some))?;
         self.conn.execute_batch("COMMIT; VACUUM")?;
         let mut blocked = self.checkpoint()?;
         if !blocked {
-            self.conn.execute(keep, params![None::<&str>, None::<&str>])?;
+            self.conn.execute(whose, [None::<&str>; 2])?;
             blocked = self.checkpoint()?;
         }
         self.conn.pragma_update(None, "secure_delete", false)?;

@@ -357,6 +357,28 @@ fn a_wipe_that_a_reader_blocked_is_done_at_the_next_start() {
 }
 
 #[test]
+fn what_is_wiped_for_want_of_a_token_is_gone_for_its_own_subject_too() {
+    let (folder, path) = place();
+    filled_by_ada(&path);
+    std::fs::copy(&path, folder.path().join("replica.db.damaged")).unwrap();
+    let mut writer = Writer::open(&path, &identity("ada")).unwrap();
+    let reader = stranger(&path);
+    reader.execute_batch("BEGIN; SELECT count(*) FROM u").unwrap();
+    assert!(matches!(writer.wipe(), Err(ReplicaError::WipeBlocked(_))));
+    drop(writer);
+    assert_ne!(holders(folder.path()), Vec::<PathBuf>::new(), "the reader still reads it");
+    reader.execute_batch("COMMIT").unwrap();
+    // The same subject comes back, and the rest of the wipe comes first.
+    let mut writer = Writer::open(&path, &identity("ada")).unwrap();
+    assert_eq!(holders(folder.path()), Vec::<PathBuf>::new());
+    assert_eq!(writer.resume(), Resume::default());
+    writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
+    writer.wipe().unwrap();
+    assert_eq!(writer.resume(), Resume::default());
+    assert!(!writer.status().unwrap().initialized);
+}
+
+#[test]
 fn another_server_is_copied_anew_beside_the_old_data() {
     let (_folder, path) = place();
     let mut writer = open(&path);

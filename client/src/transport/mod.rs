@@ -59,9 +59,12 @@ pub enum Failure {
         /// From `Retry-After` or the body; `None` where neither says.
         retry_after: Option<Duration>,
     },
-    /// 401.
+    /// 401, by the server's own word.
     #[error("the server refuses the token: {0}")]
     Unauthorized(String),
+    /// 401 by something before the server (a gateway), or there is no token that could be sent.
+    #[error("a token is wanted: {0}")]
+    Challenged(String),
     /// 403: a valid token that may see nothing.
     #[error("access refused: {0}")]
     Forbidden(String),

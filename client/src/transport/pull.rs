@@ -98,7 +98,7 @@ impl HttpPull {
         wait: Duration,
     ) -> Result<Response, Failure> {
         if token.is_none() {
-            return Err(Failure::Unauthorized("there is none yet".to_owned()));
+            return Err(Failure::Challenged("there is none yet".to_owned()));
         }
         let request =
             self.client.get(url).header(AUTHORIZATION, format!("Bearer {}", token.reveal())).send();

@@ -180,7 +180,7 @@ impl Line {
         };
         let mut upgrade = (*self.url).into_client_request().map_err(|error| unreachable(&error))?;
         let bearer = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
-            .map_err(|_| Failure::Unauthorized("the token is no header's value".to_owned()))?;
+            .map_err(|_| Failure::Challenged("this one is no header's value".to_owned()))?;
         upgrade.headers_mut().insert(AUTHORIZATION, bearer);
         let config = WebSocketConfig::default()
             .max_message_size(Some(ANSWER_BYTES_MAX))

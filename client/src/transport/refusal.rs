@@ -42,7 +42,8 @@ impl Refusal {
         let ours = !self.error.code.is_empty();
         let message = message(&self.error, status);
         match status {
-            StatusCode::UNAUTHORIZED if ours || challenged => Failure::Unauthorized(message),
+            StatusCode::UNAUTHORIZED if ours => Failure::Unauthorized(message),
+            StatusCode::UNAUTHORIZED if challenged => Failure::Challenged(message),
             StatusCode::FORBIDDEN if ours => Failure::Forbidden(message),
             StatusCode::GONE if self.error.code == "resync_required" => {
                 Failure::Resync(reason(self.error.reason.as_deref()))

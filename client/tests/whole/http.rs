@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidewire::{ClientBuilder, ClientError, State, Status, SyncClient, Token};
+use tidewire::{ClientBuilder, ClientError, OnNeedsAuth, State, Status, SyncClient, Token};
 use tokio::sync::watch;
 
 use super::server::{Server, html, json, refusal};
@@ -107,6 +107,29 @@ async fn a_refused_token_stops_the_asking_until_the_file_holds_another() {
     assert_eq!(asked, 1, "nothing was asked in between");
     assert_eq!(server.asked()[1].token, format!("Bearer {renewed}"));
     client.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_servers_own_refusal_costs_the_data_where_the_app_wants_that_and_nothing_else_does() {
+    let place = Place::new();
+    let server = Server::start([json(200, &first())]).await;
+    place.client(&server).sync_once().await.unwrap();
+    let rows = || one::<i64>(&place.db(), "SELECT count(*) FROM sqlite_schema WHERE name = 'users'");
+    let gateway = axum::http::Response::builder().status(401).header("www-authenticate", "Basic");
+    server.push(gateway.body(axum::body::Body::empty()).unwrap());
+    let wipes = |client: ClientBuilder| client.on_needs_auth(OnNeedsAuth::Wipe);
+    for client in [place.client(&server), place.client(&server).token_later()] {
+        let client = wipes(client).start().unwrap();
+        let mut status = client.status();
+        let seen = until(&mut status, |status| status.state == State::NeedsAuth).await;
+        assert!(seen.error.unwrap().starts_with("a token is wanted: "));
+        client.stop().await.unwrap();
+        assert_eq!(rows(), 1);
+    }
+    server.push(refusal(403, "forbidden", ""));
+    let error = wipes(place.client(&server)).sync_once().await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused(_)), "{error:?}");
+    assert_eq!(rows(), 0);
 }
 
 #[tokio::test]

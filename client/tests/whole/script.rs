@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidewire::transport::Failure;
 use tidewire::transport::memory::{Answer, Script};
-use tidewire::{State, SyncClient, Token, TransportName};
+use tidewire::{OnNeedsAuth, State, SyncClient, Token, TransportName};
 
 use super::{one, page, token};
 
@@ -169,5 +169,44 @@ async fn a_client_that_lost_its_server_comes_back_by_itself() {
     let live = status.wait_for(|status| status.state == State::Live);
     let live = tokio::time::timeout(PATIENCE, live).await.unwrap().unwrap().clone();
     assert!(live.error.is_none() && live.last_sync.is_some_and(|last| last.success));
+    client.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_token_that_has_a_successor_in_its_file_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (db, file) = (folder.path().join("replica.db"), folder.path().join("token"));
+    // Another of the same subject's; what it is signed with is the server's business.
+    let (old, new) = (token("ada"), token("ada") + "new");
+    std::fs::write(&file, &old).unwrap();
+    let first = page(&[("users", "a", 1, Some(r#"{"n":1}"#))], "c1", false, true);
+    let script = Script::new(&["users"], [Answer::Page(first)]);
+    let client = SyncClient::builder("memory").replica(&db).token_file(&file);
+    let client = client.on_needs_auth(OnNeedsAuth::Wipe).start_over(script.clone()).unwrap();
+    let mut status = client.status();
+    let live = status.wait_for(|status| status.state == State::Live);
+    tokio::time::timeout(PATIENCE, live).await.unwrap().unwrap();
+    std::fs::write(&file, &new).unwrap();
+    script.push(Answer::Fail(Failure::Unauthorized("expired".into())));
+    let renewed = async {
+        while script.asked().last().unwrap().1 != new {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.unwrap();
+    assert_eq!(script.asked().last().unwrap().0.since, "c1", "it goes on from there");
+    assert_eq!(one::<i64>(&db, "SELECT n FROM users"), 1);
+    // Without one the data goes, and the next token copies it anew.
+    script.push(Answer::Fail(Failure::Unauthorized("revoked".into())));
+    let wiped = status.wait_for(|status| !status.initialized);
+    let wiped = tokio::time::timeout(PATIENCE, wiped).await.unwrap().unwrap().clone();
+    assert_eq!((wiped.state, wiped.cursor), (State::NeedsAuth, None));
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'users'";
+    assert_eq!(one::<i64>(&db, tables), 0);
+    std::fs::write(&file, &old).unwrap();
+    script.push(Answer::Page(page(&[("users", "b", 2, Some("{}"))], "c2", false, true)));
+    let copied = status.wait_for(|status| status.cursor.as_deref() == Some("c2"));
+    tokio::time::timeout(PATIENCE, copied).await.unwrap().unwrap();
+    assert_eq!(one::<i64>(&db, "SELECT count(*) FROM users"), 1);
     client.stop().await.unwrap();
 }

@@ -72,6 +72,29 @@ impl Client {
         self.dir.path()
     }
 
+    /// The names of the files in its folder that hold this text anywhere.
+    ///
+    /// # Panics
+    /// When the folder can't be read.
+    #[must_use]
+    pub fn files_with(&self, text: &str) -> Vec<String> {
+        let files = std::fs::read_dir(self.dir()).expect("the folder");
+        let holds = |path: &PathBuf| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        };
+        let paths = files.map(|entry| entry.expect("a file").path());
+        paths.filter(holds).map(|path| path.display().to_string()).collect()
+    }
+
+    /// What a client that runs with `--json` has said of itself, in order.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<Value> {
+        let text = self.log_text();
+        let lines = text.lines().filter(|line| line.starts_with("{\"initialized\""));
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// Everything that a running client has logged.
     #[must_use]
     pub fn log_text(&self) -> String {

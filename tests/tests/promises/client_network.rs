@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use nix::sys::signal::Signal;
-use tidewire_ops::verify::Plan;
+use tidewire_ops::verify::{Collection, Plan};
 use tidewire_tests::harness::{
     Claims, Client, Mongo, Proxy, Server, ServerOptions, collection, eventually, mongo, must_equal,
 };
@@ -36,6 +36,22 @@ impl Far {
         Client::new(&self.proxy.url(), &self.server.token(&Claims::of("asha")))
     }
 
+    /// What a replica of hers is compared with.
+    fn seen_by_asha(&self) -> Plan {
+        let channels = |channels: &[&str]| channels.iter().map(|&text| text.to_owned()).collect();
+        let collection = |name: &str, of: &[&str]| Collection {
+            name: name.to_owned(),
+            channels: channels(of),
+            exclude: Vec::new(),
+        };
+        let collections = vec![
+            collection("marks", &["everyone"]),
+            collection("invoices", &["user:{userId}", "role:admin"]),
+        ];
+        let held = ["everyone", "user:asha"].map(str::to_owned).into();
+        Plan { collections, held: Some(held) }
+    }
+
     async fn write(&self, mark: i64) {
         let marks = self.mongo.db.collection::<Document>("marks");
         marks.insert_one(doc! { "_id": mark }).await.expect("insert");
@@ -53,6 +69,10 @@ impl Far {
         })
         .await;
     }
+}
+
+fn now_ms() -> i64 {
+    bson::DateTime::now().timestamp_millis()
 }
 
 /// Waits until a query's one number is that one.
@@ -160,4 +180,64 @@ async fn a_token_that_runs_out_while_connected_leads_to_waiting_and_not_to_askin
     comes(&client, "SELECT count(*) FROM marks", 1).await;
     client.set_token(&far.server.token(&Claims::of("asha")));
     far.arrives(&client, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_app_wants_it_the_data_goes_with_the_token_but_never_with_the_network() {
+    let far = Far::new().await;
+    let invoices = far.mongo.db.collection::<Document>("invoices");
+    let rows = (0..500).map(|n| doc! { "_id": n, "userId": "asha", "text": "canary of asha" });
+    invoices.insert_many(rows).await.expect("insert");
+    let mut client = far.client();
+    client.args = ["--on-needs-auth", "wipe", "--json"].map(str::to_owned).to_vec();
+    let runs_out = now_ms() + 8_000;
+    let claims = Claims { ttl: Duration::from_secs(8), ..Claims::of("asha") };
+    client.set_token(&far.server.token(&claims));
+    client.start();
+    far.arrives(&client, 1).await;
+    comes(&client, "SELECT count(*) FROM invoices", 500).await;
+    far.goes_by(&client, "push", "live").await;
+    let told = eventually("the client tells when its token runs out", SOON, || async {
+        let statuses = client.statuses();
+        let live = statuses.iter().filter(|status| status["transport"] == "push");
+        live.filter_map(|status| status["tokenExpiresAt"].as_str().map(str::to_owned)).last()
+    })
+    .await;
+    let told = bson::DateTime::parse_rfc3339_str(&told).expect("a time").timestamp_millis();
+    // Servers take a token for ten seconds more, whose clock may be ahead.
+    let late = told - runs_out;
+    assert!((-2_500..=12_500).contains(&late), "told {told}, runs out {runs_out}");
+
+    far.proxy.refuse(true);
+    far.goes_by(&client, "none", "offline").await;
+    eventually("the token has run out, leeway and all", SOON, || async {
+        (now_ms() > runs_out + 12_000).then_some(())
+    })
+    .await;
+    comes(&client, "SELECT count(*) FROM invoices", 500).await;
+    far.proxy.refuse(false);
+    far.goes_by(&client, "none", "needs_auth").await;
+    eventually("no byte of the data is left", SOON, || async {
+        client.files_with("canary of asha").is_empty().then_some(())
+    })
+    .await;
+    let status = client.status().await;
+    assert_eq!((&status["initialized"], &status["cursor"]), (&false.into(), &().into()), "{status}");
+    assert_eq!(status["state"], "needs_auth");
+
+    client.set_token(&far.server.token(&Claims::of("asha")));
+    far.arrives(&client, 2).await;
+    must_equal(&far.mongo.db, &far.seen_by_asha(), &client.db()).await;
+    assert!(client.stop().await.success());
+    // A run that is over says so only when the data is gone.
+    let mut claims = Claims::of("asha");
+    claims.more.insert("exp".into(), 1_000_000.into());
+    client.set_token(&far.server.token(&claims));
+    let wipes = std::mem::take(&mut client.args);
+    assert_eq!(client.try_sync_once().await.status.code(), Some(3));
+    assert!(!client.files_with("canary of asha").is_empty(), "it stays where nothing is said");
+    client.args = wipes;
+    let refused = client.try_sync_once().await;
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    assert_eq!(client.files_with("canary of asha"), Vec::<String>::new());
 }

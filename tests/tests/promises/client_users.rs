@@ -9,17 +9,6 @@ use tidewire_tests::harness::{
     Claims, Client, Server, ServerOptions, collection, eventually, mongo, must_equal,
 };
 
-/// The files that hold these bytes.
-fn holders(folder: &Path, canary: &str) -> Vec<String> {
-    let files = std::fs::read_dir(folder).expect("the folder");
-    let paths = files.map(|entry| entry.expect("a file").path());
-    let holds = |path: &std::path::PathBuf| {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        bytes.windows(canary.len()).any(|window| window == canary.as_bytes())
-    };
-    paths.filter(holds).map(|path| path.display().to_string()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
     let mongo = mongo().await;
@@ -48,7 +37,7 @@ async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
     })
     .await;
     client.kill().await;
-    assert!(!holders(client.dir(), "canary of asha").is_empty());
+    assert!(!client.files_with("canary of asha").is_empty());
     // While it runs, by a new token in its file.
     client.set_token(&server.token(&Claims::of("ravi")));
     client.start();
@@ -59,10 +48,10 @@ async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
     })
     .await;
     for canary in ["canary of asha", "asha-"] {
-        assert_eq!(holders(client.dir(), canary), Vec::<String>::new(), "{canary}");
+        assert_eq!(client.files_with(canary), Vec::<String>::new(), "{canary}");
     }
     assert!(client.stop().await.success());
-    assert_eq!(holders(client.dir(), "canary of asha"), Vec::<String>::new());
+    assert_eq!(client.files_with("canary of asha"), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
