@@ -97,6 +97,8 @@ pub struct Machine {
     held: Option<Failure>,
     resume: Resume,
     collections_due: bool,
+    /// A server that answered was lost: it may come back with another list of collections.
+    lost: bool,
     /// The list of collections is asked for, or being written.
     listing: bool,
     /// The next wait is polled, not held.
@@ -138,6 +140,7 @@ impl Machine {
             held: None,
             resume: Resume::default(),
             collections_due: true,
+            lost: false,
             listing: false,
             polling: options.poll_only,
             long_poll_doubt: 0,
@@ -315,12 +318,16 @@ impl Machine {
         }
         self.heard();
         self.pushed();
+        if self.collections_due && self.caught_up() {
+            return self.start();
+        }
         vec![self.listen()]
     }
 
     /// The server answered.
     fn heard(&mut self) {
         self.online = true;
+        self.collections_due |= std::mem::take(&mut self.lost);
         self.error = None;
         self.busy = 0;
         self.retry.reset();

@@ -50,6 +50,7 @@ impl Machine {
         if !failure.is_of_the_way() {
             return self.fail(failure);
         }
+        self.lost |= self.online;
         let delay = self.push.next_delay();
         if self.options.push_only {
             self.error = Some(failure.to_string());
@@ -63,6 +64,7 @@ impl Machine {
     pub(super) fn fail(&mut self, failure: Failure) -> Vec<Action> {
         self.error = Some(failure.to_string());
         self.pushing = false;
+        self.lost |= self.online;
         match failure {
             Failure::Unauthorized(_) | Failure::Challenged(_) | Failure::Forbidden(_) => {
                 self.refused(failure)

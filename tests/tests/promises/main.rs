@@ -8,6 +8,7 @@ mod client_mangled;
 mod client_names;
 mod client_network;
 mod client_repair;
+mod client_rules;
 mod client_servers;
 mod client_users;
 mod encodings;
