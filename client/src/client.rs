@@ -15,7 +15,7 @@ use crate::error::ClientError;
 use crate::live_query::LiveQuery;
 use crate::machine::{Machine, Options};
 use crate::repair::{Verified, VerifyError};
-use crate::replica::Identity;
+use crate::replica::{Identity, now_ms};
 use crate::status::{LastSync, Status};
 use crate::store::Store;
 use crate::token::{Token, TokenSource};
@@ -72,6 +72,8 @@ pub struct ClientBuilder {
     transport: TransportChoice,
     on_needs_auth: OnNeedsAuth,
     rebuild: bool,
+    /// The wall clock: see [`Driver`].
+    pub(crate) now: fn() -> i64,
 }
 
 /// A client that keeps a replica. Dropping it stops the client, without waiting for that.
@@ -122,6 +124,7 @@ impl SyncClient {
             transport: TransportChoice::Auto,
             on_needs_auth: OnNeedsAuth::Keep,
             rebuild: false,
+            now: now_ms,
         }
     }
 
@@ -400,6 +403,7 @@ impl ClientBuilder {
             poll_interval: self.poll_interval,
             orders: inbox,
             watch,
+            now: self.now,
             hands: Hands::default(),
         };
         let store = Store::open(path.clone(), identity, self.rebuild, told)?;

@@ -59,6 +59,12 @@ impl Due {
         self.wanted |= time >= LONG_SLEEP_MIN;
     }
 
+    /// The file was opened without a look at all of it: a comparison that is not of this hour is not
+    /// relied on.
+    pub(crate) fn unchecked(&mut self, now_ms: i64) {
+        self.wanted |= u128::from(now_ms.abs_diff(self.verified_ms)) >= LONG_SLEEP_MIN.as_millis();
+    }
+
     /// Whether one is to begin as soon as the replica is caught up. A clock that was set back by more
     /// than a day makes one due too, and not the next one years late.
     pub(crate) fn is_due(&self, now_ms: i64) -> bool {
@@ -123,6 +129,15 @@ mod tests {
         assert!(due.is_due(NOW + 2 * HOUR));
         due.done(NOW + 2 * HOUR);
         assert!(!due.is_due(NOW + 2 * HOUR));
+    }
+
+    #[test]
+    fn soon_where_a_large_file_was_not_looked_at_but_not_at_every_start() {
+        for (since, is_due) in [(0, false), (HOUR - 1, false), (HOUR, true), (-HOUR, true)] {
+            let mut due = Due::new(false, NOW - since);
+            due.unchecked(NOW);
+            assert_eq!(due.is_due(NOW), is_due, "{since}");
+        }
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) struct Driver<T> {
     pub(crate) poll_interval: Duration,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) watch: watch::Sender<Status>,
+    /// The wall clock, milliseconds since 1970; a test's may jump.
+    pub(crate) now: fn() -> i64,
     pub(crate) hands: Hands,
 }
 
@@ -115,7 +117,7 @@ enum Wipe {
 impl<T: Transport> Driver<T> {
     /// Runs until an order, an error or, with `once`, being caught up ends it.
     pub(crate) async fn run(mut self, mut store: Store) -> Ended {
-        let mut clock = Clock::new(now_ms());
+        let mut clock = Clock::new((self.now)());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = loop {
@@ -323,8 +325,8 @@ impl<T: Transport> Driver<T> {
         let event = match reply {
             None => return Some(Err(ClientError::Died)),
             Some(Reply::Failed(error)) => return Some(Err(error.into())),
-            Some(Reply::Past { was_killed, verified_ms }) => {
-                self.hands.due = Some(Due::new(was_killed, verified_ms));
+            Some(Reply::Past { was_killed, is_unchecked, verified_ms }) => {
+                self.past(was_killed, is_unchecked, verified_ms);
                 return None;
             }
             Some(Reply::Opened(resume, status)) => {
@@ -366,6 +368,14 @@ impl<T: Transport> Driver<T> {
             Some(Reply::Belongs(resume, _)) => Event::TokenSet(resume),
         };
         self.event(event, store).await
+    }
+
+    fn past(&mut self, was_killed: bool, is_unchecked: bool, verified_ms: i64) {
+        let mut due = Due::new(was_killed, verified_ms);
+        if is_unchecked {
+            due.unchecked((self.now)());
+        }
+        self.hands.due = Some(due);
     }
 
     fn show(&self, status: Status) {
@@ -457,8 +467,8 @@ impl<T: Transport> Driver<T> {
                 Some(Reply::Applied(applied, status)) => {
                     self.hands.pulls.applied(applied.complete, status.last_sync.as_ref());
                 }
-                Some(Reply::Past { was_killed, verified_ms }) => {
-                    self.hands.due = Some(Due::new(was_killed, verified_ms));
+                Some(Reply::Past { was_killed, is_unchecked, verified_ms }) => {
+                    self.past(was_killed, is_unchecked, verified_ms);
                 }
                 Some(Reply::Wiped(..)) => self.hands.wipe = Wipe::Done,
                 Some(Reply::Opened(..) | Reply::Listed) => {}
@@ -483,7 +493,7 @@ impl<T: Transport> Driver<T> {
     /// Begins to compare the replica with the server's digests, beside everything else.
     fn verify(&mut self, wants: Option<Wants>, store: &Store) {
         if let Some(due) = &mut self.hands.due {
-            due.begun(now_ms());
+            due.begun((self.now)());
         }
         let server = self.transport().digests().filter(|_| self.hands.comparison.is_none());
         let Some(server) = server else {
@@ -521,7 +531,7 @@ impl<T: Transport> Driver<T> {
         match &found {
             Ok(verified) => {
                 if let Some(due) = &mut self.hands.due {
-                    due.done(now_ms());
+                    due.done((self.now)());
                 }
                 let Verified { differences, mended, .. } = verified;
                 if *mended > 0 {
@@ -554,7 +564,7 @@ impl<T: Transport> Driver<T> {
             self.hands.listed = None;
             self.event(Event::CollectionsDue, store).await;
         }
-        let now = now_ms();
+        let now = (self.now)();
         if let Some(slept) = clock.jumped(now) {
             if let Some(due) = &mut self.hands.due {
                 due.slept(slept);
@@ -649,3 +659,7 @@ impl From<std::io::Error> for ClientError {
         Self::Replica(ReplicaError::Io { path: "the replica's thread".into(), source })
     }
 }
+
+#[cfg(test)]
+#[path = "sleep_tests.rs"]
+mod sleep_tests;

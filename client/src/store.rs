@@ -57,6 +57,8 @@ pub(crate) enum Reply {
     Past {
         /// The last client of this replica did not end in order.
         was_killed: bool,
+        /// The file was too large to be looked at as a whole.
+        is_unchecked: bool,
         /// When the replica was compared with its server last, or made: milliseconds since 1970.
         verified_ms: i64,
     },
@@ -150,7 +152,8 @@ fn run(
             return Ok(());
         }
     };
-    tell(Reply::Past { was_killed: writer.was_killed, verified_ms: writer.verified_ms });
+    let Writer { was_killed, is_unchecked, verified_ms, .. } = writer;
+    tell(Reply::Past { was_killed, is_unchecked, verified_ms });
     let first = writer.status().map(|status| Reply::Opened(writer.resume(), Box::new(status)));
     let mut thread = Thread { writer: Some(writer), identity, epoch: 0 };
     match first {

@@ -31,8 +31,9 @@ const WIPE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements that stay prepared.
 const STATEMENTS_MAX: usize = 256;
 /// A file up to this size is checked at every start …
-const CHECK_BYTES_MAX: u64 = 32 << 20;
-/// … and one up to this size after a session that did not end in order.
+pub(super) const CHECK_BYTES_MAX: u64 = 32 << 20;
+/// … and one up to this size after a session that did not end in order. What is larger is compared with
+/// the server soon.
 const CHECK_UNCLEAN_BYTES_MAX: u64 = 1 << 30;
 /// What a lock file begins with: the file beside it is a replica, whatever it looks like.
 const LOCK_MARK: &str = "tidewire replica";
@@ -68,11 +69,19 @@ pub(crate) struct Writer {
     pub(super) touched: Touched,
     /// The last session did not end in order.
     pub(crate) was_killed: bool,
+    /// The file was too large to be looked at as a whole when it was opened.
+    pub(crate) is_unchecked: bool,
     /// When it was compared with its server last, before this session, or made: milliseconds since 1970.
     pub(crate) verified_ms: i64,
     path: PathBuf,
     /// Held, not read: the system gives it up when the process ends, however it ends.
     lock: File,
+}
+
+/// What a file says of the session before, and how well it was looked at.
+struct Past {
+    was_killed: bool,
+    is_unchecked: bool,
 }
 
 enum Found {
@@ -93,7 +102,7 @@ impl Writer {
             Found::Nothing => Self::create(&path, lock)?,
             Found::Damaged => Self::anew(&path, lock, &identity.subject)?,
             Found::Replica => match Self::existing(&path) {
-                Ok((conn, catalog, progress, was_killed)) => {
+                Ok((conn, catalog, progress, past)) => {
                     let (changed, touched) = (Gathering::default(), Touched::default());
                     Self {
                         conn,
@@ -102,7 +111,8 @@ impl Writer {
                         batch: None,
                         changed,
                         touched,
-                        was_killed,
+                        was_killed: past.was_killed,
+                        is_unchecked: past.is_unchecked,
                         verified_ms: 0,
                         path,
                         lock,
@@ -247,13 +257,14 @@ impl Writer {
             changed,
             touched: Touched::default(),
             was_killed: false,
+            is_unchecked: false,
             verified_ms: 0,
             path,
             lock,
         })
     }
 
-    fn existing(path: &Path) -> Result<(Connection, Catalog, Progress, bool), ReplicaError> {
+    fn existing(path: &Path) -> Result<(Connection, Catalog, Progress, Past), ReplicaError> {
         let bytes = std::fs::metadata(path).map_err(io_at(path))?.len();
         let conn = Connection::open(path)?;
         configure(&conn)?;
@@ -264,14 +275,15 @@ impl Writer {
             let path = path.to_owned();
             return Err(ReplicaError::TooNew { path, found, known: SCHEMA_VERSION });
         }
-        if bytes <= if clean { CHECK_BYTES_MAX } else { CHECK_UNCLEAN_BYTES_MAX } {
+        let is_unchecked = bytes > if clean { CHECK_BYTES_MAX } else { CHECK_UNCLEAN_BYTES_MAX };
+        if !is_unchecked {
             quick_check(&conn)?;
         }
         schema::upgrade(&conn, found)?;
         schema::renew_views(&conn)?;
         check_guards(&conn)?;
         let (catalog, progress) = (Catalog::load(&conn)?, read_progress(&conn)?);
-        Ok((conn, catalog, progress, !clean))
+        Ok((conn, catalog, progress, Past { was_killed: !clean, is_unchecked }))
     }
 
     /// Removes every trace of what was copied, and whose it was. Programs that have the file open see its

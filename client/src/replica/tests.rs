@@ -342,6 +342,24 @@ fn a_comparison_that_is_given_up_is_in_nobodys_way() {
 }
 
 #[test]
+fn a_file_that_is_too_large_to_be_looked_at_says_so() {
+    let (_folder, path) = place();
+    open(&path).close(None).unwrap();
+    assert!(!open(&path).is_unchecked);
+    let mut writer = open(&path);
+    let large = format!(r#"{{"t":"{}"}}"#, "x".repeat(1 << 20));
+    let rows: Vec<_> = (0..34).map(|n| upsert("u", &format!("id{n}"), n + 1, &large)).collect();
+    writer.apply(&page(&rows, "p1", false, true)).unwrap();
+    drop(writer);
+    let killed = open(&path);
+    assert!((killed.was_killed, killed.is_unchecked) == (true, false), "looked at all the same");
+    killed.close(None).unwrap();
+    assert!(std::fs::metadata(&path).unwrap().len() > super::open::CHECK_BYTES_MAX);
+    let writer = open(&path);
+    assert_eq!((writer.was_killed, writer.is_unchecked), (false, true));
+}
+
+#[test]
 fn a_wipe_that_a_reader_blocked_is_done_at_the_next_start() {
     let (folder, path) = place();
     filled_by_ada(&path);
@@ -371,10 +389,10 @@ fn what_is_wiped_for_want_of_a_token_is_gone_for_its_own_subject_too() {
     // The same subject comes back, and the rest of the wipe comes first.
     let mut writer = Writer::open(&path, &identity("ada")).unwrap();
     assert_eq!(holders(folder.path()), Vec::<PathBuf>::new());
-    assert_eq!(writer.resume(), Resume::default());
+    assert_eq!(writer.resume(), super::Resume::default());
     writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
     writer.wipe().unwrap();
-    assert_eq!(writer.resume(), Resume::default());
+    assert_eq!(writer.resume(), super::Resume::default());
     assert!(!writer.status().unwrap().initialized);
 }
 

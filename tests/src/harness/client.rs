@@ -54,6 +54,11 @@ impl Client {
         url.clone_into(&mut self.server);
     }
 
+    /// Where it goes.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// The replica.
     #[must_use]
     pub fn db(&self) -> PathBuf {

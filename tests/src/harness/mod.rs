@@ -5,6 +5,7 @@
 
 mod black_hole;
 mod client;
+mod daemon;
 mod mongo;
 mod oracle;
 mod server;
@@ -13,6 +14,7 @@ mod wait;
 
 pub use black_hole::BlackHole;
 pub use client::Client;
+pub use daemon::Daemon;
 pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
 pub use oracle::{differences, must_equal};
 pub use server::{Server, ServerOptions, collection};
@@ -37,10 +39,24 @@ pub fn program(name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
-    // target/<profile>/deps/<test> → target/<profile>/<program>
-    let test = std::env::current_exe().expect("the path of the test");
-    let profile = test.parent().and_then(|deps| deps.parent()).expect("the target folder");
-    let path = profile.join(name);
+    let path = built().join(name);
     assert!(path.is_file(), "{} is missing: cargo build --workspace --bins", path.display());
     path
+}
+
+/// An example of the client's, built with the tests.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let path = built().join("examples").join(name);
+    assert!(path.is_file(), "{} is missing: cargo build --workspace --examples", path.display());
+    path
+}
+
+/// `target/<profile>`, of `target/<profile>/deps/<test>`.
+fn built() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the test");
+    test.parent().and_then(|deps| deps.parent()).expect("the target folder").to_owned()
 }

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Mongo, Server, ServerOptions, eventually, mongo, must_equal, program,
+    Claims, Client, Daemon, Mongo, Server, ServerOptions, eventually, mongo, must_equal, program,
 };
 
 const NAMES: [&str; 2] = ["users", "plans"];
@@ -58,17 +58,22 @@ async fn what_differs_is_found_mended_and_said() {
     assert_eq!(verify(&server, &client).await.status.code(), Some(0));
 }
 
+/// As if the last comparison had been a day ago.
+fn a_day_later(client: &Client) {
+    let db = Connection::open(client.db()).expect("open the replica");
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).expect("triggers off");
+    let yesterday = "UPDATE _tidewire_state SET verified_ms = verified_ms - 24 * 60 * 60 * 1000";
+    db.execute(yesterday, []).expect("set it back");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_compared_for_a_day_is_compared_whenever_the_client_runs() {
     let (mongo, _server, mut client) = stack().await;
     spoil(&client);
-    let db = Connection::open(client.db()).expect("open the replica");
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).expect("triggers off");
-    let day = 24 * 60 * 60 * 1_000;
+    let db = client.open().expect("a replica");
     let verified = "SELECT verified_ms FROM _tidewire_state";
     let made: i64 = db.query_row(verified, [], |row| row.get(0)).expect("the time");
-    let yesterday = "UPDATE _tidewire_state SET verified_ms = verified_ms - ?1";
-    db.execute(yesterday, [day]).expect("set it back");
+    a_day_later(&client);
     client.start();
     eventually("the client has compared its replica", Duration::from_secs(60), || async {
         db.query_row(verified, [], |row| row.get::<_, i64>(0)).ok().filter(|at| *at >= made)
@@ -76,6 +81,21 @@ async fn what_was_not_compared_for_a_day_is_compared_whenever_the_client_runs() 
     .await;
     drop(db);
     assert!(client.stop().await.success());
+    must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_mends_by_itself_it_tells_its_apps() {
+    let (mongo, _server, client) = stack().await;
+    spoil(&client);
+    a_day_later(&client);
+    let mut daemon = Daemon::start(&client).await;
+    daemon.call("getStatus", serde_json::json!({})).await;
+    let told = daemon.tells(|status| status.get("verified").is_some()).await;
+    let verified = &told["verified"];
+    assert_eq!((&verified["differences"], &verified["mended"]), (&4.into(), &4.into()), "{told}");
+    let asked = daemon.call("getStatus", serde_json::json!({})).await;
+    assert_eq!(asked["verified"], *verified, "who asks later is told too");
     must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
 }
 
@@ -89,6 +109,7 @@ async fn after_a_crash_a_client_mends_itself_while_changes_go_on() {
     .await;
     client.kill().await;
     spoil(&client);
+    client.args = vec!["--json".into()];
     client.start();
     let users = mongo.db.collection::<Document>("users");
     let mut round = 0;
@@ -107,6 +128,14 @@ async fn after_a_crash_a_client_mends_itself_while_changes_go_on() {
         }
     })
     .await;
+    // Rows that were written meanwhile came right by that; the one that was invented did not.
+    let verified = eventually("it says what it mended", Duration::from_secs(60), || async {
+        client.statuses().iter().find_map(|status| status.get("verified").cloned())
+    })
+    .await;
+    let number = |name: &str| verified[name].as_u64().expect("a number");
+    assert!((1..=4).contains(&number("mended")), "{verified}");
+    assert!(number("mended") <= number("differences"), "{verified}");
     assert!(client.stop().await.success());
     client.sync_once().await;
     must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;

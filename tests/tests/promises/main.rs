@@ -7,6 +7,7 @@ mod client_follows;
 mod client_mangled;
 mod client_names;
 mod client_network;
+mod client_own_write;
 mod client_repair;
 mod client_rules;
 mod client_servers;
