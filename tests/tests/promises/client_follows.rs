@@ -103,16 +103,11 @@ async fn a_client_outlives_its_server_and_its_network() {
         proxy.cut();
         stack.arrives(&client, mark).await;
     }
-    // A connection that is open and dead: found when the long poll should have been answered.
-    proxy.black_hole(true);
-    eventually("the client says that it is offline", Duration::from_secs(40), || async {
-        (client.status().await["state"] == "offline").then_some(())
-    })
-    .await;
-    proxy.black_hole(false);
-    stack.arrives(&client, 6).await;
     stack.equals(&client).await;
 }
+
+/// What the client itself promises, and what a busy machine may take to notice that it says so.
+const FOUND_WITHIN: Duration = Duration::from_secs(30 + 3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_in_a_black_hole_is_found_out_and_come_back_to() {
@@ -122,15 +117,35 @@ async fn a_server_that_is_in_a_black_hole_is_found_out_and_come_back_to() {
     stack.arrives(&client, 1).await;
     let port = stack.server.url().rsplit(':').next().and_then(|port| port.parse().ok());
     let Some(hole) = BlackHole::of(port.expect("a port")) else { return };
-    // Thirty seconds, and what the machine needs to say so.
-    let within = Duration::from_secs(33);
-    eventually("the client says that it is offline", within, || async {
+    eventually("the client says that it is offline", FOUND_WITHIN, || async {
         (client.status().await["state"] == "offline").then_some(())
     })
     .await;
     drop(hole);
     stack.arrives(&client, 2).await;
     stack.equals(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_open_and_dead_is_found_within_half_a_minute() {
+    let stack = stack().await;
+    for transport in ["push", "long_poll"] {
+        let proxy = Proxy::to(stack.server.url().replace("http://", "")).await;
+        proxy.block_upgrades(transport == "long_poll");
+        let mut client = stack.client(&proxy.url());
+        client.start();
+        let mark = if transport == "push" { 10 } else { 20 };
+        stack.arrives(&client, mark).await;
+        comes_by(&client, transport).await;
+        proxy.black_hole(true);
+        eventually(&format!("{transport}: the client is offline"), FOUND_WITHIN, || async {
+            (client.status().await["state"] == "offline").then_some(())
+        })
+        .await;
+        proxy.black_hole(false);
+        stack.arrives(&client, mark + 1).await;
+        stack.equals(&client).await;
+    }
 }
 
 /// Waits until the client says that changes come in this way.
