@@ -464,4 +464,48 @@ mod tests {
         let plans = Asked { collection: "plans", ..asked };
         assert!(!decode(text("plans", 4, 9), &plans), "a row of another collection");
     }
+
+    #[test]
+    fn a_frame_that_does_not_follow_or_contradicts_itself_is_refused() {
+        let at = |position: u64| format!("{position:016x}.00000000");
+        let frame = |after, through, changes: &str| {
+            let (after, through) = (at(after), at(through));
+            format!(
+                r#"{{"type":"changes","after":"{after}","changes":[{changes}],"through":"{through}","cursor":"c1","complete":true}}"#
+            )
+        };
+        let upsert = |at| change("upsert", r#""a""#, at, r#","payload":{"n":1}"#);
+        let decode = |text: String, last: Option<u64>| {
+            Page::decode_frame(text, last.map(|last| Position::new(last, 0)), 7)
+        };
+        let good = frame(4, 9, &[upsert(5), upsert(9)].join(","));
+        for last in [None, Some(4)] {
+            let page = decode(good.clone(), last).unwrap();
+            assert_eq!((page.head().checkpoint, page.head().count), (Position::new(9, 0), 2));
+            assert_eq!((page.head().has_more, page.head().complete), (false, true));
+            assert_eq!(page.head().server_time_ms, 7);
+        }
+        assert!(decode(frame(4, 4, ""), Some(4)).is_ok(), "nothing happened there");
+        let refused = [
+            ("it came before", good.clone(), Some(9)),
+            ("one is missing before it", good.clone(), Some(3)),
+            ("it is of another log", good.clone(), Some(1 << 40)),
+            ("it goes back", frame(4, 3, ""), Some(4)),
+            ("it goes back, the first one", frame(4, 3, ""), None),
+            ("descending", frame(4, 9, &[upsert(9), upsert(5)].join(",")), Some(4)),
+            ("no document", frame(4, 9, &change("upsert", r#""a""#, 5, "")), Some(4)),
+            ("no cursor", good.replace("\"c1\"", "\"\""), Some(4)),
+            ("no position", good.replace(&at(9), "9"), Some(4)),
+            ("no place in the log", good.replace("\"after\"", "\"before\""), Some(4)),
+        ];
+        for (what, text, last) in refused {
+            assert!(decode(text, last).is_err(), "{what}");
+        }
+        for text in ["", "[]", "7", "null", "{}", "<html>Welcome to the hotel</html>"] {
+            assert!(decode(text.to_owned(), None).is_err(), "{text}");
+        }
+        for end in 0..good.len() {
+            assert!(decode(good[..end].to_owned(), Some(4)).is_err(), "cut at {end}");
+        }
+    }
 }

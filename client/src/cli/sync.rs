@@ -8,7 +8,9 @@ use tokio::runtime::Runtime;
 
 use super::narrate;
 use super::show::print_status;
-use super::{DbArg, HowArgs, OnNeedsAuth, RebuildArgs, ServersArg, SourceArgs, SyncArgs, Transport};
+use super::{
+    DbArg, HowArgs, OnNeedsAuth, RebuildArgs, ServersArg, SourceArgs, SyncArgs, Transport,
+};
 
 pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
     let source = &args.source;

@@ -100,6 +100,8 @@ struct Frame {
     kind: String,
     server_time: Option<String>,
     keepalive_seconds: Option<u64>,
+    /// Where it follows from; older servers say so of changes alone.
+    after: Option<Position>,
     through: Option<Position>,
     cursor: Option<String>,
     /// Seconds.
@@ -222,6 +224,7 @@ impl Socket {
         }
         let server_ms = welcome.server_time.as_deref().and_then(time_ms).unwrap_or_else(now_ms);
         self.skew_ms = server_ms - now_ms();
+        self.through = welcome.after;
         let keepalive = welcome.keepalive_seconds.map_or(KEEPALIVE_MAX, Duration::from_secs);
         self.silence_max = keepalive.min(KEEPALIVE_MAX) + self.patience.grace;
         welcome.note_expiry(expires_ms);
@@ -259,8 +262,10 @@ impl Socket {
                     let (Some(cursor), Some(through)) = (&told.cursor, told.through) else {
                         return Err(Failure::Garbage("a keepalive without a cursor".to_owned()));
                     };
-                    if self.through.is_some_and(|last| through < last) {
-                        return Err(Failure::Garbage("a keepalive that goes back".to_owned()));
+                    let follows = |last| through >= last && told.after.is_none_or(|at| at == last);
+                    if self.through.is_some_and(|last| !follows(last)) {
+                        let what = "a keepalive that does not follow from the last frame";
+                        return Err(Failure::Garbage(what.to_owned()));
                     }
                     // Between two parts of what is told in parts, it says nothing.
                     if self.complete {

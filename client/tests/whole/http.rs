@@ -114,7 +114,8 @@ async fn the_servers_own_refusal_costs_the_data_where_the_app_wants_that_and_not
     let place = Place::new();
     let server = Server::start([json(200, &first())]).await;
     place.client(&server).sync_once().await.unwrap();
-    let rows = || one::<i64>(&place.db(), "SELECT count(*) FROM sqlite_schema WHERE name = 'users'");
+    let rows =
+        || one::<i64>(&place.db(), "SELECT count(*) FROM sqlite_schema WHERE name = 'users'");
     let gateway = axum::http::Response::builder().status(401).header("www-authenticate", "Basic");
     server.push(gateway.body(axum::body::Body::empty()).unwrap());
     let wipes = |client: ClientBuilder| client.on_needs_auth(OnNeedsAuth::Wipe);

@@ -147,6 +147,9 @@ impl Socket {
         if let (Some(last), Some(after)) = (&self.through, text("after")) {
             assert_eq!(*last, after, "a gap or an overlap");
         }
+        if frame["type"] == "welcome" {
+            self.through = text("after");
+        }
         if let Some(through) = text("through") {
             assert!(self.through.as_ref().is_none_or(|last| *last <= through), "backwards");
             self.through = Some(through);

@@ -222,7 +222,11 @@ async fn where_the_app_wants_it_the_data_goes_with_the_token_but_never_with_the_
     })
     .await;
     let status = client.status().await;
-    assert_eq!((&status["initialized"], &status["cursor"]), (&false.into(), &().into()), "{status}");
+    assert_eq!(
+        (&status["initialized"], &status["cursor"]),
+        (&false.into(), &().into()),
+        "{status}"
+    );
     assert_eq!(status["state"], "needs_auth");
 
     client.set_token(&far.server.token(&Claims::of("asha")));

@@ -53,10 +53,13 @@ pub(super) enum FromServer {
     Welcome {
         server_time: String,
         checkpoint: Position,
+        /// Where the first frame follows from.
+        after: Position,
         keepalive_seconds: u64,
         token_expires_in: u64,
     },
     Keepalive {
+        after: Position,
         through: Position,
         cursor: String,
         server_time: String,

@@ -220,6 +220,7 @@ impl<'a> Session<'a> {
         let welcome = FromServer::Welcome {
             server_time: time_text(now_ms()),
             checkpoint: self.parts.reader.head().borrow().position,
+            after: self.through,
             keepalive_seconds: KEEPALIVE.as_secs(),
             token_expires_in: self.identity.expires_in(now_ms()),
         };
@@ -348,15 +349,19 @@ impl<'a> Session<'a> {
             return Err(too_slow("no ping was answered for a minute"));
         }
         self.check()?;
+        if !self.is_live {
+            self.catch_up(socket).await?;
+        }
+        // What was told so far reaches to here.
+        let after = self.through;
         if self.is_live {
             self.move_on().await?;
-        } else {
-            self.catch_up(socket).await?;
         }
         if let Since::Cursor(cursor) = &self.job.since {
             // A read that found nothing to tell moves the cursor alone.
             self.through = self.through.max(cursor.position());
             let keepalive = FromServer::Keepalive {
+                after,
                 through: self.through,
                 cursor: cursor.to_string(),
                 server_time: time_text(now_ms()),
