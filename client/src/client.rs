@@ -195,8 +195,8 @@ impl SyncClient {
 
     /// Compares the replica with what the server says that it must hold, as far as the token may see, and
     /// mends what differs: only the ranges that differ are sent again. The replica is followed and can
-    /// be read meanwhile. The client does this by itself after a crash, after a sleep of an hour, and
-    /// once a day.
+    /// be read meanwhile. The client does this by itself after a crash, after a sleep of an hour,
+    /// once a day, and soon after it opened a file that is too large to be looked at as a whole.
     ///
     /// # Errors
     /// See [`VerifyError`]. Nothing was mended then.

@@ -97,7 +97,7 @@ pub struct Machine {
     held: Option<Failure>,
     resume: Resume,
     collections_due: bool,
-    /// A server that answered was lost: it may come back with another list of collections.
+    /// A socket that was heard was lost: its server may come back with another list of collections.
     lost: bool,
     /// The list of collections is asked for, or being written.
     listing: bool,
@@ -318,9 +318,6 @@ impl Machine {
         }
         self.heard();
         self.pushed();
-        if self.collections_due && self.caught_up() {
-            return self.start();
-        }
         vec![self.listen()]
     }
 

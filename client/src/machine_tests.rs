@@ -420,6 +420,10 @@ fn a_socket_that_breaks_is_followed_by_a_pull_then_long_polls_then_another_try()
     let mut machine = pushed();
     assert_eq!(machine.on(failed(unreachable())), [pull("c1", NONE)]);
     machine.on(fetched("c2", 1, false, true));
+    // The server may have been started anew, with other collections.
+    assert_eq!(machine.on(applied(true)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("c2", NONE)]);
+    machine.on(fetched("c2", 0, false, true));
     let actions = machine.on(applied(true));
     let [Action::Pull { wait, .. }] = actions.as_slice() else { panic!("{actions:?}") };
     assert!(*wait > NONE && *wait <= LONG_POLL_WAIT);
@@ -434,7 +438,7 @@ fn a_socket_that_breaks_is_followed_by_a_pull_then_long_polls_then_another_try()
 #[test]
 fn a_proxy_that_blocks_the_socket_is_asked_ever_more_rarely() {
     let mut machine = pushed();
-    let (mut polls, mut tries) = (0, 0);
+    let (mut polls, mut tries, mut lists) = (0, 0, 0);
     let mut actions = machine.on(failed(unreachable()));
     for _ in 0..400 {
         actions = match actions.as_slice() {
@@ -447,9 +451,14 @@ fn a_proxy_that_blocks_the_socket_is_asked_ever_more_rarely() {
                 machine.on(fetched("c9", 1, false, true))
             }
             [Action::Apply] => machine.on(applied(true)),
+            [Action::FetchCollections] => {
+                lists += 1;
+                machine.on(Event::Collections(Ok(())))
+            }
             other => panic!("{other:?}"),
         };
     }
+    assert_eq!(lists, 1, "only after the socket that had worked");
     assert!(tries >= 3, "{tries} tries");
     assert!(polls > 4 * tries, "{polls} polls, {tries} tries");
     assert!(machine.online() && machine.error().is_none());
@@ -627,10 +636,11 @@ fn a_list_of_collections_that_comes_after_a_rebuild_has_begun_is_none_of_its_own
 fn a_socket_that_is_cut_after_every_welcome_is_tried_ever_more_rarely() {
     let mut machine = pushed();
     let mut longest = NONE;
-    for _ in 0..12 {
+    for round in 0..12 {
         assert_eq!(machine.on(failed(unreachable())), [pull("c1", NONE)]);
         longest = longest.max(machine.push_after);
         machine.push_after = NONE;
+        assert_eq!(std::mem::take(&mut machine.lost), round == 0, "only one that had worked");
         machine.on(fetched("c1", 0, false, true));
         assert_eq!(machine.on(applied(true)), [listen("c1")]);
         assert_eq!(machine.on(Event::Listening), [listen("c1")]);

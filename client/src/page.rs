@@ -111,9 +111,20 @@ impl Page {
     ///
     /// # Errors
     /// The text is no page, or its parts contradict each other. Nothing of it may be applied.
-    pub fn decode(mut text: String) -> Result<Self, PageError> {
+    pub fn decode(text: String) -> Result<Self, PageError> {
+        Self::decode_answer(text, None)
+    }
+
+    /// As [`Page::decode`], of an answer to `since`.
+    ///
+    /// # Errors
+    /// As there; also where the page says that it answers something else.
+    pub fn decode_answer(mut text: String, since: Option<&str>) -> Result<Self, PageError> {
         let page: PullPage<'_> =
             serde_json::from_str(&text).map_err(|error| PageError(error.to_string()))?;
+        if since.zip(page.since.as_deref()).is_some_and(|(asked, told)| asked != told) {
+            return Err(PageError("an answer to another question".to_owned()));
+        }
         if !page.success {
             return Err(PageError("success is false".to_owned()));
         }
@@ -435,6 +446,10 @@ mod tests {
             assert!(Page::decode(page(&changes, count)).is_err(), "{changes}");
         }
         let good = page(&upsert(1), 1);
+        let answer = good.replacen("\"changes\"", "\"since\":\"c0\",\"changes\"", 1);
+        let decode = |text: &str, since| Page::decode_answer(text.to_owned(), Some(since)).is_ok();
+        assert!(decode(&answer, "c0") && !decode(&answer, "c9") && !decode(&answer, ""));
+        assert!(decode(&good, "c9"), "an older server does not say");
         assert!(Page::decode(good.clone()).is_ok());
         assert!(Page::decode(good.replace("\"c1\"", "\"\"")).is_err());
         assert!(Page::decode(good.replace("true", "false")).is_err());

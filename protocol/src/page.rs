@@ -51,6 +51,9 @@ pub struct PullPage<'a> {
     /// The server's clock: RFC 3339, UTC, milliseconds.
     #[serde(borrow)]
     pub server_time: Cow<'a, str>,
+    /// The `since` that this answers, as it was asked, empty where it was not. Older servers do not say.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Cow<'a, str>>,
     /// Changes in position order, 0 to 10,000.
     #[serde(borrow)]
     pub changes: Vec<Change<'a>>,

@@ -30,7 +30,9 @@ const ONCE_BUSY_MAX: u32 = 60;
 impl Machine {
     pub(super) fn fetch_failed(&mut self, failure: Failure, took: Duration) -> Vec<Action> {
         let asked = self.in_flight.take().unwrap_or(Asked::Pull(Duration::ZERO));
-        self.pushing = false;
+        // So it is where a server is started anew, with another configuration perhaps; not where something
+        // on the way cuts every socket before it has told anything.
+        self.lost |= std::mem::take(&mut self.pushing) && self.push.attempts() == 0;
         if asked == Asked::Listen {
             return self.listen_failed(failure);
         }
@@ -50,7 +52,6 @@ impl Machine {
         if !failure.is_of_the_way() {
             return self.fail(failure);
         }
-        self.lost |= self.online;
         let delay = self.push.next_delay();
         if self.options.push_only {
             self.error = Some(failure.to_string());
@@ -64,7 +65,6 @@ impl Machine {
     pub(super) fn fail(&mut self, failure: Failure) -> Vec<Action> {
         self.error = Some(failure.to_string());
         self.pushing = false;
-        self.lost |= self.online;
         match failure {
             Failure::Unauthorized(_) | Failure::Challenged(_) | Failure::Forbidden(_) => {
                 self.refused(failure)

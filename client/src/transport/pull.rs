@@ -135,7 +135,7 @@ impl Transport for HttpPull {
             }
             let response = this.get(url, &token, request.wait).await?;
             let body = json_body(response, ANSWER_BYTES_MAX).await?;
-            decode(body).await
+            decode(body, request.since).await
         }
     }
 
@@ -180,13 +180,13 @@ struct Told {
     collections: Vec<String>,
 }
 
-async fn decode(body: Vec<u8>) -> Result<Page, Failure> {
+async fn decode(body: Vec<u8>, since: String) -> Result<Page, Failure> {
     let garbage = |what: String| Failure::Garbage(what);
     let small = body.len() <= INLINE_BYTES_MAX;
     let decode = move || {
         let text =
             String::from_utf8(body).map_err(|_| garbage("a page that is not UTF-8".into()))?;
-        Page::decode(text).map_err(|error| garbage(error.to_string()))
+        Page::decode_answer(text, Some(&since)).map_err(|error| garbage(error.to_string()))
     };
     if small {
         return decode();

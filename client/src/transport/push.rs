@@ -47,6 +47,9 @@ const _: () = {
 const WELCOME_MAX: Duration = Duration::from_secs(8);
 
 #[cfg(test)]
+#[path = "follow_tests.rs"]
+mod follow_tests;
+#[cfg(test)]
 #[path = "renewal_tests.rs"]
 mod renewal_tests;
 

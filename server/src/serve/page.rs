@@ -41,13 +41,16 @@ pub struct PageWriter<'a> {
 }
 
 impl<'a> PageWriter<'a> {
-    /// Begins a page whose `serverTime` is `now_ms` (milliseconds since 1970).
+    /// Begins a page whose `serverTime` is `now_ms` (milliseconds since 1970); `asked` is the `since` that
+    /// it answers.
     #[must_use]
-    pub fn begin(rules: &'a RuleSet, format: Format, now_ms: i64) -> Self {
+    pub fn begin(rules: &'a RuleSet, format: Format, now_ms: i64, asked: &str) -> Self {
         let mut out = Vec::with_capacity(FIRST_CAPACITY);
         out.extend_from_slice(br#"{"success":true,"serverTime":""#);
         write_time_ms(now_ms, &mut out);
-        out.extend_from_slice(br#"","changes":["#);
+        out.extend_from_slice(br#"","since":"#);
+        write_json_string(asked, &mut out);
+        out.extend_from_slice(br#","changes":["#);
         Self::begin_with(rules, format, out, PAGE_BYTES_MAX)
     }
 

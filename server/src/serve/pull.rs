@@ -37,6 +37,7 @@ pub(super) async fn pull(
     let wait = query.wait.min(identity.valid_for(crate::metrics::now_ms()));
     let mut job = PageJob {
         since: query.since,
+        asked: query.asked.into(),
         collections: collections.into(),
         channels: identity.channels.into(),
         limit: query.limit,

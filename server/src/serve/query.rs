@@ -26,6 +26,8 @@ const COLLECTIONS_MAX: usize = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PullQuery {
     pub(super) since: Since,
+    /// `since` as it was asked, empty where it was not.
+    pub(super) asked: String,
     /// 1 to 10,000.
     pub(super) limit: usize,
     /// 0 to 60 s.
@@ -46,6 +48,7 @@ impl PullQuery {
         let format = values.one("format", ErrorCode::InvalidFormat)?;
         Ok(Self {
             since: parse_since(since.unwrap_or_default(), now_seconds)?,
+            asked: since.unwrap_or_default().to_owned(),
             limit: limit.map_or(Ok(LIMIT_DEFAULT), parse_limit)?,
             wait: wait.map_or(Ok(Duration::ZERO), parse_wait)?,
             collections: collections.map(parse_collections).transpose()?,

@@ -23,6 +23,8 @@ const TURN_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct PageJob {
     pub(super) since: Since,
+    /// What the page says that it answers: the caller's own text, wherever the reading has come to.
+    pub(super) asked: Arc<str>,
     pub(super) collections: Arc<[String]>,
     pub(super) channels: Arc<[String]>,
     pub(super) limit: usize,
@@ -115,7 +117,8 @@ impl Parts {
     }
 
     fn read_blocking(&self, job: &PageJob) -> Result<Made, ApiError> {
-        let begin = || PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms());
+        let begin =
+            || PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms(), &job.asked);
         let (writer, end, is_ahead) = self.write_changes(job, begin)?;
         let encoding = if is_ahead { Encoding::Identity } else { job.encoding };
         let (mut body, encoding) = compress(writer.finish(&end), encoding);

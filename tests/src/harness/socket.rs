@@ -65,6 +65,7 @@ impl Socket {
         socket.send(json!({ "type": "hello", "since": since })).await;
         let welcome = socket.frame().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
+        assert!(welcome["after"].is_string(), "{welcome}");
         socket
     }
 

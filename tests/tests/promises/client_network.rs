@@ -200,7 +200,7 @@ async fn where_the_app_wants_it_the_data_goes_with_the_token_but_never_with_the_
     let told = eventually("the client tells when its token runs out", SOON, || async {
         let statuses = client.statuses();
         let live = statuses.iter().filter(|status| status["transport"] == "push");
-        live.filter_map(|status| status["tokenExpiresAt"].as_str().map(str::to_owned)).last()
+        live.filter_map(|status| status["tokenExpiresAt"].as_str().map(str::to_owned)).next_back()
     })
     .await;
     let told = bson::DateTime::parse_rfc3339_str(&told).expect("a time").timestamp_millis();

@@ -284,12 +284,13 @@ async fn silence_is_broken_by_keepalives_whose_cursor_moves_on() {
     invoice(&mut served, 1, 1, "ada");
     let mut socket = open(&served, "ada", "0").await;
     until_complete(&mut socket).await;
-    let before = socket.cursor.clone();
+    let (before, told) = (socket.cursor.clone(), socket.through.clone());
     // Something that concerns her not.
     invoice(&mut served, 9, 2, "bob");
     let keepalive = socket.frame().await;
     assert_eq!(keepalive["type"], "keepalive", "{keepalive}");
     assert!(keepalive["tokenExpiresIn"].as_u64().unwrap() > 60);
+    assert_eq!(keepalive["after"].as_str(), told.as_deref());
     assert_ne!(socket.cursor, before);
     assert_eq!(&socket.through.as_ref().unwrap()[..16], &at(9).to_string()[..16]);
     invoice(&mut served, 10, 3, "ada");

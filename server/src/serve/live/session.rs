@@ -193,6 +193,7 @@ impl<'a> Session<'a> {
         let through = position_of(&since);
         let job = PageJob {
             since,
+            asked: "".into(),
             collections: collections.into(),
             channels: identity.channels.clone().into(),
             limit: LIMIT,
