@@ -1,4 +1,4 @@
-//! Keeps a replica and prints the open invoices whenever they change.
+//! Keeps a replica and prints how many invoices there are of each status, whenever that changes.
 //!
 //! `cargo run -p tidewire --example live_query -- http://127.0.0.1:8787 token replica.db`
 

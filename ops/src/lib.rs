@@ -1,5 +1,5 @@
 //! The operator's tools, as a library: real MongoDB replica sets on this machine, sample data and a
-//! trickle of writes, tokens, the independent comparison, and the whole stack at once. Unix only.
+//! trickle of writes, tokens, the independent comparison, and the whole stack at once. Linux only: the bench waits for files by inotify.
 
 pub mod bench;
 pub mod check;

@@ -43,7 +43,7 @@ pub enum ResyncReason {
     RulesChanged,
 }
 
-/// The codes of the contract's section 2.
+/// The codes that `server/src/serve/openapi.json` lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names are the contract's, their meaning stands there")]

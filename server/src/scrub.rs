@@ -1,6 +1,6 @@
 //! The scrub: compares the log with the source, one collection after the other, and mends what differs.
 //! In the background it is slow and keeps to its hours; when an operator asks it goes as fast as it can.
-//! The comparing itself is capture's (DESIGN, decision 4).
+//! The comparing itself is capture's (`capture/walk.rs`).
 
 use std::collections::HashMap;
 use std::time::Duration;

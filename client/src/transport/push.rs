@@ -33,7 +33,7 @@ const PONG_MAX: Duration = Duration::from_secs(8);
 /// A server that said nothing for its own keepalive's time and this much more is gone, whoever answers
 /// its pings.
 const SILENCE_GRACE: Duration = Duration::from_secs(4);
-/// The longest keepalive that is believed: the contract's is 25 s.
+/// The longest keepalive that is believed; a server's own is 20 s.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(25);
 /// A server that can't be reached any more shows as `offline` within this time, by whichever way the
 /// client waits for news.

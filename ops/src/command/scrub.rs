@@ -16,7 +16,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Every document of the source is compared with the log, while both go on; what differs is appended to
 /// the log as a change, so that clients get it in the ordinary way. What is in quarantine is tried again.
-/// Exit 0: nothing differed; 1: something did and is mended, or the scrub could not be finished.
+/// Exit 0: nothing differed; 1: something did and is mended; 4: the server or the source can't be reached, or
+/// the scrub was cut off.
 #[derive(Args, Debug)]
 pub(super) struct Scrub {
     /// The server's listener for operators

@@ -1,5 +1,5 @@
 //! Capture: follows the source's change stream into the log, exactly and without end, and copies what
-//! the stream can't tell (DESIGN, decisions 1, 3, 4 and 10).
+//! the stream can't tell.
 //!
 //! ```text
 //! source (task) ── raw batches ──► tail (thread, owns the writer) ──► log

@@ -1,5 +1,5 @@
 //! Whole documents from deltas: the document before an update and the change event's delta give the
-//! document after it (DESIGN, decision 3).
+//! document after it.
 //!
 //! [`delta`] is what an update changed, as a tree; [`raw`] and [`paths`] read it from the two forms
 //! in which MongoDB tells it; [`apply`] walks the previous document beside that tree once and copies

@@ -1,4 +1,4 @@
-//! Every document that is built from a delta is the one that MongoDB has (DESIGN, decision 3).
+//! Every document that is built from a delta is the one that MongoDB has.
 //!
 //! Random operations run against a real mongod with post-images; then the change stream is read
 //! from the start in both forms of delta. Every document patched from the oplog's form is compared,
