@@ -180,6 +180,8 @@ impl Machine {
             Event::Woke => self.hurry(true),
             Event::Wiped(resume) => {
                 self.reposition(resume);
+                // The list of collections went too.
+                self.collections_due = true;
                 Vec::new()
             }
             Event::TokenSet(resume) => self.token_set(resume),
@@ -511,7 +513,9 @@ impl Machine {
         self.collections_due = true;
         match self.in_flight {
             Some(Asked::Listen) => vec![self.listen()],
-            _ => Vec::new(),
+            // Its answer would be about the old one.
+            Some(Asked::Pull(wait)) => vec![self.pull(wait)],
+            None => Vec::new(),
         }
     }
 

@@ -159,7 +159,16 @@ fn data_goes_with_the_token_only_where_the_app_wants_it_and_the_server_itself_re
     let mut machine = live(Options { wipe: true, ..options() });
     machine.on(failed(Failure::Forbidden("nothing".into())));
     machine.on(Event::Wiped(Resume::default()));
-    assert_eq!(machine.on(Event::Timer), [pull("", NONE)]);
+    assert_eq!(machine.on(Event::Timer), [Action::FetchCollections], "they are forgotten, too");
+    assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+}
+
+#[test]
+fn a_pull_that_is_under_way_is_sent_again_with_the_renewed_token() {
+    let mut machine = pushed();
+    assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)]);
+    assert!(machine.renews());
+    assert_eq!(machine.on(Event::TokenRenewed), [pull("c1", NONE)], "not told of the old one");
 }
 
 #[test]

@@ -15,6 +15,9 @@ const SILENCES_MAX: u32 = 4;
 /// Failures that nobody foresaw, in a row, before they are retried slowly.
 const UNEXPECTED_MAX: u32 = 5;
 
+/// So many interruptions in a row may be an answer that MongoDB can't send.
+const CUT_BY_GIANT_EVERY: u32 = 3;
+
 /// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
@@ -97,6 +100,10 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
     attempts.in_a_row = attempts.in_a_row.saturating_add(1);
     let wait = BACKOFF_FIRST.saturating_mul(1 << (attempts.in_a_row - 1).min(16)).min(BACKOFF_MAX);
     match failure {
+        // Where all of a reply would be too large MongoDB says nothing, and cuts the connection.
+        Failure::Interrupted if attempts.in_a_row % CUT_BY_GIANT_EVERY == 0 => {
+            (Step::ResumeInParts, wait)
+        }
         Failure::Closed | Failure::Interrupted => (Step::Resume, wait),
         Failure::Silent => {
             attempts.silent = attempts.silent.saturating_add(1);
@@ -169,9 +176,10 @@ mod tests {
     #[test]
     fn an_interruption_is_resumed_at_once_and_for_ever_with_bounded_waits() {
         let mut attempts = Attempts::default();
-        for _ in 0..1_000 {
+        for n in 1..1_000 {
             let (step, wait) = next_step(Failure::Interrupted, &mut attempts);
-            assert_eq!(step, Step::Resume);
+            let in_parts = n % 3 == 0;
+            assert_eq!(step, if in_parts { Step::ResumeInParts } else { Step::Resume });
             assert!(wait <= BACKOFF_MAX, "{wait:?}");
         }
         attempts.succeeded();
@@ -183,7 +191,7 @@ mod tests {
         let mut attempts = Attempts::default();
         let patience = [(); 7].map(|()| {
             let patience = attempts.patience();
-            for failure in [Failure::Silent, Failure::Interrupted] {
+            for failure in [Failure::Silent, Failure::Closed] {
                 assert_eq!(next_step(failure, &mut attempts).0, Step::Resume);
             }
             patience

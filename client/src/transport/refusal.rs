@@ -41,10 +41,14 @@ impl Refusal {
         let challenged = headers.contains_key(WWW_AUTHENTICATE);
         let ours = !self.error.code.is_empty();
         let message = message(&self.error, status);
+        let code = self.error.code.as_str();
         match status {
-            StatusCode::UNAUTHORIZED if ours => Failure::Unauthorized(message),
-            StatusCode::UNAUTHORIZED if challenged => Failure::Challenged(message),
-            StatusCode::FORBIDDEN if ours => Failure::Forbidden(message),
+            StatusCode::UNAUTHORIZED if matches!(code, "unauthenticated" | "token_expired") => {
+                Failure::Unauthorized(message)
+            }
+            // Somebody on the way says no, in words of their own.
+            StatusCode::UNAUTHORIZED if ours || challenged => Failure::Challenged(message),
+            StatusCode::FORBIDDEN if code == "forbidden" => Failure::Forbidden(message),
             StatusCode::GONE if self.error.code == "resync_required" => {
                 Failure::Resync(reason(self.error.reason.as_deref()))
             }

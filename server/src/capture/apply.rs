@@ -186,8 +186,9 @@ impl Tail {
         }
         let tracked = &self.tracked[at.collection];
         let latest = self.writer.latest(tracked.id, &key)?;
+        let doubted = ahead || tracked.copy.owes_check;
         let trusted = latest
-            .filter(|latest| !ahead || latest.position.cluster_time > tracked.untrusted_through);
+            .filter(|latest| !doubted || latest.position.cluster_time > tracked.untrusted_through);
         if let Some(Latest { document: Some(previous), rules, .. }) = trusted {
             let changed = Changed::read(description);
             match changed.and_then(|changed| Ok((changed.apply(&previous)?, changed))) {

@@ -111,6 +111,8 @@ pub(super) struct Copier {
     /// Every event up to here is in the log: the time at which a read needs no waiting for the tail.
     pub(super) high_water: watch::Receiver<u64>,
     pub(super) chunks: mpsc::Sender<Chunk>,
+    /// How many times as long as usual a chunk may take.
+    pub(super) patience: u32,
 }
 
 impl Copier {
@@ -176,16 +178,17 @@ impl Copier {
     ) -> Result<Read, Ended> {
         let command = plan.command(&order.collection, after.as_ref(), time);
         let opening = self.database.run_cursor_command(command).batch_size(plan.batch_size).batch();
-        let patience = if plan.by_index { CHUNK_SILENCE_MAX } else { SORT_MAX };
-        let mut cursor = match timeout(patience, opening).await {
-            Err(_) => return Err(silent()),
+        let silence_max = CHUNK_SILENCE_MAX * self.patience;
+        let opening_max = if plan.by_index { silence_max } else { SORT_MAX };
+        let mut cursor = match timeout(opening_max, opening).await {
+            Err(_) => return Err(silent(opening_max)),
             Ok(Err(error)) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
             Ok(opened) => opened?,
         };
         let opened = Instant::now();
         loop {
-            let reply = match timeout(CHUNK_SILENCE_MAX, cursor.next()).await {
-                Err(_) => return Err(silent()),
+            let reply = match timeout(silence_max, cursor.next()).await {
+                Err(_) => return Err(silent(silence_max)),
                 Ok(None) => return Ok(Read::GoOn),
                 Ok(Some(Err(error))) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
                 Ok(Some(reply)) => Reply::Driver(reply?),
@@ -251,8 +254,8 @@ enum Read {
     Nobody,
 }
 
-fn silent() -> Ended {
-    let message = format!("no chunk came for {} s", CHUNK_SILENCE_MAX.as_secs());
+fn silent(waited: Duration) -> Ended {
+    let message = format!("no chunk came for {} s", waited.as_secs());
     Ended::new(crate::retry::Failure::Silent, message)
 }
 
@@ -345,7 +348,7 @@ impl Plan {
 /// that only this command needs): what it tells is then guessed.
 async fn answer(database: &Database, command: Document) -> Result<Document, Ended> {
     match timeout(SILENCE_MAX, database.run_command(command).into_future()).await {
-        Err(_) => Err(silent()),
+        Err(_) => Err(silent(SILENCE_MAX)),
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) if failure::has_no_answer(&error) => Ok(Document::new()),
         Ok(Err(error)) => Err(error.into()),

@@ -19,8 +19,8 @@ pub(super) const IN_PARTS_MAX: Duration = Duration::from_secs(60);
 /// An event whose document (or delta) and key weigh more is told without the document. MongoDB's bound
 /// is 16 MiB; the frame around them is small.
 const SENT_BYTES_MAX: i64 = 14_000_000;
-/// How often an event holds its `_id`, besides in its document.
-const KEY_COPIES: i32 = 3;
+/// How often an event holds its `_id`, besides in its document, and the token of a reply that ends with it.
+const KEY_COPIES: i32 = 3 + 2;
 /// Most bytes of an event that came in fragments: a document, a delta, a key and a token fit.
 const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Whole events of more bytes are passed on although the next reply's token is not known yet.

@@ -147,7 +147,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             checks: checks.clone(),
             oplog_refused: Arc::clone(&oplog_refused),
             process: Arc::clone(&process),
-            silence_max: SILENCE_MAX * attempts.patience(),
+            patience: attempts.patience(),
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().clone();
@@ -286,8 +286,8 @@ struct Run {
     oplog_refused: Arc<AtomicBool>,
     /// The primary's process that was asked last, where it says which.
     process: Arc<Mutex<Option<Option<ObjectId>>>>,
-    /// The source may take so long for an answer of the stream.
-    silence_max: Duration,
+    /// How many times as long as usual the source may take for an answer.
+    patience: u32,
     shutdown: CancellationToken,
 }
 
@@ -301,6 +301,7 @@ impl Run {
         owed: Owed,
         step: Step,
     ) -> Result<Back, CaptureError> {
+        let silence_max = SILENCE_MAX * self.patience;
         let mut replaced = pin!(self.primary.clone().replaced());
         let start = tokio::select! {
             start = self.start(&mut writer, step) => start?,
@@ -320,7 +321,7 @@ impl Run {
             writer,
             database_name: self.database.name().to_owned(),
             rules: Arc::clone(&self.rules),
-            reads: Reads { database: self.database.clone(), runtime: runtime.clone() },
+            reads: Reads { database: self.database.clone(), runtime: runtime.clone(), silence_max },
             status: self.status.clone(),
             orders,
             high_water,
@@ -337,6 +338,7 @@ impl Run {
             orders: orders_out,
             high_water: high_water_out.clone(),
             chunks,
+            patience: self.patience,
         };
         let guard = Guard {
             client: self.client.clone(),
@@ -351,7 +353,7 @@ impl Run {
             database: self.database,
             collections,
             in_parts,
-            silence_max: self.silence_max,
+            silence_max,
         };
         let ended = tokio::select! {
             ended = both(&source, start, batches, copier, self.shutdown) => ended,
@@ -383,7 +385,6 @@ impl Run {
             Err(_) => return Ok(Err(Ended::new(Failure::Silent, "the source does not answer"))),
         };
         let stored = writer.tail().clone();
-        let is_another = self.is_another_process(times.process);
         let mut unproven = false;
         if stored.high_water > times.operation {
             // Kept in the log, so that a restart does not forget it.
@@ -399,7 +400,7 @@ impl Run {
                         tracing::error!(high_water = stored.high_water, "{RESTORED}");
                         Step::Reconcile
                     }
-                    Stands::Refused if is_another => {
+                    Stands::Refused if self.is_another_process(times.process) => {
                         tracing::warn!("{UNPROVEN}");
                         unproven = true;
                         Step::Resume
@@ -418,15 +419,17 @@ impl Run {
                 TailState { high_water, .. },
             ) if high_water > 0 => Ok(StartAt::Time(high_water)),
             // The first start, or what lies between can't be had as changes.
-            _ => begin_anew(writer, &self.rules, times.majority)
-                .map(StartAt::Time)
-                .map_err(Ended::from),
+            _ => {
+                self.is_another_process(times.process);
+                let begun = begin_anew(writer, &self.rules, times.majority);
+                begun.map(StartAt::Time).map_err(Ended::from)
+            }
         };
         Ok(start.map(|start| (start, unproven)))
     }
 
-    /// Whether the primary is another process than the one that was followed last: in between the source
-    /// may have been restored.
+    /// Whether the primary is another process than when this was asked last: in between the source may have
+    /// been restored.
     fn is_another_process(&self, process: Option<ObjectId>) -> bool {
         let mut last = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         last.replace(process) != Some(process)

@@ -12,9 +12,9 @@ use tidewire_protocol::raw::Elements;
 use super::reads::id_document;
 use crate::log::sort_key;
 
-/// An `_id` of more bytes is not carried: the stream's event holds it three times (in its token twice,
-/// as hex) beside the document, and beyond 16 MB MongoDB ends the stream.
-pub(super) const ID_BYTES_MAX: usize = 3_500_000;
+/// An `_id` of more bytes is not carried: beside the document the stream's event holds it three times (in its
+/// token twice, as hex), the reply's own token twice more, and beyond 16 MiB MongoDB ends the stream.
+pub(super) const ID_BYTES_MAX: usize = 3_300_000;
 /// A document of more bytes is not carried: MongoDB's own bound.
 pub(super) const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of the digest of an `_id` that is not known, and of its beginning that is shown.
@@ -39,7 +39,7 @@ pub(super) enum Defect {
     #[error("larger than 16 MB")]
     TooLarge,
     /// An `_id` that change events can't carry.
-    #[error("an _id of more than 3.5 MB")]
+    #[error("an _id of more than 3.3 MB")]
     IdTooLarge,
     /// MongoDB gives every document one.
     #[error("no _id")]

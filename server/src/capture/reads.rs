@@ -1,5 +1,7 @@
 //! Exact reads: single documents as they stood at one cluster time.
 
+use std::time::Duration;
+
 use bson::raw::{RawBsonRef, RawDocument};
 use bson::{Document, RawDocumentBuf, doc};
 use futures::StreamExt;
@@ -10,7 +12,7 @@ use tokio::time::timeout;
 use super::decode::timestamp;
 use super::failure::is_snapshot_unavailable;
 use super::reply::Reply;
-use super::source::{Ended, SILENCE_MAX};
+use super::source::Ended;
 use crate::retry::Failure;
 
 /// Most documents asked for in one command.
@@ -21,6 +23,8 @@ pub(super) const IDS_MAX: usize = 1_000;
 pub(super) struct Reads {
     pub(super) database: Database,
     pub(super) runtime: Handle,
+    /// How long an answer may take.
+    pub(super) silence_max: Duration,
 }
 
 /// When to read.
@@ -114,7 +118,7 @@ impl Reads {
             }
         };
         self.runtime.block_on(async {
-            timeout(SILENCE_MAX, reading).await.unwrap_or_else(|_| {
+            timeout(self.silence_max, reading).await.unwrap_or_else(|_| {
                 Err(Ended::new(Failure::Silent, "the source did not answer an exact read"))
             })
         })

@@ -25,6 +25,8 @@ const AWAIT_MAX: Duration = Duration::from_millis(500);
 /// was stopped or cut off. A stream that was dropped for it gets longer, see
 /// [`Attempts::patience`](crate::retry::Attempts::patience).
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// A stream that has answered for so long gets no longer than that again.
+const PATIENT_FOR: Duration = Duration::from_secs(60);
 /// Most events in a batch.
 const BATCH_EVENTS_MAX: u32 = 2_000;
 /// A batch of at least this many bytes may have been cut for its size (the source's own bound is 16 MB).
@@ -107,8 +109,10 @@ impl Source {
         let mut fragments = Fragments::default();
         let opened = Instant::now();
         loop {
-            let next = timeout(self.silence_max, cursor.stream(&mut session).next()).await;
-            let Ok(next) = next else { return Err(self.silent()) };
+            let is_fast = opened.elapsed() > PATIENT_FOR;
+            let silence_max = if is_fast { SILENCE_MAX } else { self.silence_max };
+            let next = timeout(silence_max, cursor.stream(&mut session).next()).await;
+            let Ok(next) = next else { return Err(silent(silence_max)) };
             let Some(reply) = next else { return Err(closed()) };
             let reply = Reply::Driver(reply.map_err(|error| self.ended(error))?);
             let (id, last) = (reply.cursor_id(), reply.is_last());
@@ -169,7 +173,7 @@ impl Source {
         };
         timeout(self.silence_max, opening)
             .await
-            .map_err(|_| self.silent())?
+            .map_err(|_| silent(self.silence_max))?
             .map_err(|error| self.ended(error))
     }
 
@@ -209,12 +213,10 @@ impl Source {
         &self,
         future: impl Future<Output = mongodb::error::Result<T>>,
     ) -> Result<T, Ended> {
-        timeout(self.silence_max, future).await.map_err(|_| self.silent())?.map_err(Ended::from)
-    }
-
-    fn silent(&self) -> Ended {
-        let seconds = self.silence_max.as_secs();
-        Ended::new(Failure::Silent, format!("the source has not answered for {seconds} s"))
+        timeout(self.silence_max, future)
+            .await
+            .map_err(|_| silent(self.silence_max))?
+            .map_err(Ended::from)
     }
 
     /// What is too large for a stream that tells in parts is too large for good.
@@ -243,6 +245,11 @@ impl Source {
         let reply = RawDocumentBuf::try_from(&reply).map(Reply::Owned)?;
         Ok((reply.documents().next().is_none() && !reply.is_last()).then_some(reply))
     }
+}
+
+fn silent(waited: Duration) -> Ended {
+    let seconds = waited.as_secs();
+    Ended::new(Failure::Silent, format!("the source has not answered for {seconds} s"))
 }
 
 fn closed() -> Ended {

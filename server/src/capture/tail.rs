@@ -414,13 +414,17 @@ impl Tail {
             self.set_aside_event(position, undecodable.collection, token, defect)?;
             // What it was about is found by looking at all of the collection.
             if let Some(&collection) = self.by_name.get(undecodable.collection) {
-                let now = self.open.as_ref().map_or(self.stands.high_water, |o| o.cluster_time);
-                self.tracked[collection].chunks_not_before = now;
+                self.tracked[collection].chunks_not_before = self.now();
                 self.owe_check(collection)?;
                 self.walk_on();
             }
         }
         Ok(())
+    }
+
+    /// The cluster time of the commit that the stream is in the middle of, or else of what is told.
+    pub(super) fn now(&self) -> u64 {
+        self.open.as_ref().map_or(self.stands.high_water, |open| open.cluster_time)
     }
 
     /// The position of the open commit's next change.

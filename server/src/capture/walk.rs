@@ -182,8 +182,10 @@ impl Tail {
         self.order();
     }
 
-    /// A check of all of the collection is owed, by the log too from the next commit on.
+    /// A check of all of the collection is owed, by the log too from the next commit on. Until it is made
+    /// nothing is built upon what the log has of it by now.
     pub(super) fn owe_check(&mut self, collection: usize) -> Result<(), LogError> {
+        self.tracked[collection].untrusted_through = self.now();
         self.owed.retain(|due| due.collection != collection);
         self.owed.push_back(Due { collection, after: None });
         self.note_owed(collection, true)
@@ -203,7 +205,11 @@ impl Tail {
     /// Takes up what the log says is owed and this process does not know of.
     pub(super) fn recall_owed(&mut self) {
         for collection in 0..self.tracked.len() {
-            if self.tracked[collection].copy.owes_check && !self.owes_check(collection) {
+            if !self.tracked[collection].copy.owes_check {
+                continue;
+            }
+            self.tracked[collection].untrusted_through = self.stands.high_water;
+            if !self.owes_check(collection) {
                 self.owed.push_back(Due { collection, after: None });
             }
         }
@@ -329,7 +335,7 @@ impl Tail {
     }
 
     fn end_check(&mut self, check: Check) -> Result<(), LogError> {
-        if check.done.is_none() {
+        if check.done.is_none() && !self.owes_check(check.collection) {
             self.note_owed(check.collection, false)?;
         }
         let collection = &self.tracked[check.collection].name;

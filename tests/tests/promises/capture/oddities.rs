@@ -4,9 +4,9 @@ use bson::raw::RawDocument;
 use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use tidewire_protocol::Position;
 use tidewire_server::log::{Body, Quarantined, Since};
-use tidewire_tests::harness::{Mongo, MongoOptions, mongo, mongo_with};
+use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
 
-use super::{COLLECTIONS, Capture, dir, insert, numbered};
+use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered, source_state};
 
 const NOT_UTF8: &str = "a string or a field name that is not UTF-8";
 
@@ -201,7 +201,7 @@ async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
     for ((id, reason), mb) in found.iter().zip([5, 8]) {
         let bytes = mb * 1_000_000;
         let is_it = id.starts_with("xxx") || id.contains("xxx");
-        assert!(is_it && reason == "an _id of more than 3.5 MB", "{mb}: {id} {reason} {bytes}");
+        assert!(is_it && reason == "an _id of more than 3.3 MB", "{mb}: {id} {reason} {bytes}");
     }
     assert_eq!(capture.state().len(), 10 + 3 + 1);
     capture.stop().await;
@@ -210,6 +210,33 @@ async fn an_id_that_the_stream_can_not_carry_does_not_stop_it() {
     let capture = start_and_compare(&mongo, dir.path()).await;
     assert_eq!(listed(&capture), []);
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_id_comes_where_nothing_follows_it_and_its_replys_own_token_is_as_large() {
+    let mongo = mongo_with(MongoOptions { cache_gb: 1.0, ..MongoOptions::default() }).await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..10)).await;
+    let mut capture = Capture::start(&mongo, dir.path());
+    capture.copied().await;
+    for (n, kb) in [(11, 2_600), (12, 2_750), (13, 3_000), (14, 3_290)] {
+        // At the stream's rest, and at its start.
+        let large = doc! { "_id": "x".repeat(kb * 1_000), "n": n };
+        if n % 2 == 0 {
+            capture.stop().await;
+            insert(&mongo.db, "invoices", [large]).await;
+            capture = Capture::start(&mongo, dir.path());
+        } else {
+            insert(&mongo.db, "invoices", [large]).await;
+        }
+        eventually(&format!("{kb} kB are there"), PATIENCE, || async {
+            let right = source_state(&mongo.db, &["invoices"]).await;
+            (capture.state() == right).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(listed(&capture), []);
     capture.stop().await;
 }
 

@@ -9,7 +9,7 @@ use mongodb::Database;
 use tidewire_server::config::SourceConfig;
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 
-use super::{COLLECTIONS, Capture, collections, copy_folder, dir, insert, numbered};
+use super::{COLLECTIONS, Capture, collections, copy_folder, dir, insert, numbered, source_state};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,6 +27,13 @@ async fn in_trouble(capture: &Capture, held: usize) {
     assert_eq!(capture.state().len(), held, "what the log has is served");
 }
 
+/// The source's database as a new connection of root's sees it.
+async fn as_root(mongo: &Mongo) -> Database {
+    let hosts = mongo.uri().replace("mongodb://", "");
+    let uri = format!("mongodb://root:all%20of%20it@{hosts}&authSource=admin");
+    mongodb::Client::with_uri_str(uri).await.unwrap().database("invoify")
+}
+
 /// A source whose users have passwords: itself, its database as root sees it, and one by which `tidewire` may
 /// do what `role` says.
 async fn with_passwords(dir: &Path, role: Document) -> (Mongo, Database, SourceConfig) {
@@ -34,17 +41,17 @@ async fn with_passwords(dir: &Path, role: Document) -> (Mongo, Database, SourceC
     std::fs::write(&key, "a key of the nodes among themselves").unwrap();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let args = vec!["--keyFile".to_owned(), key.to_str().unwrap().to_owned()];
-    let mongo = mongo_with(MongoOptions { args, ..MongoOptions::default() }).await;
+    let options = MongoOptions { args, test_commands: true, ..MongoOptions::default() };
+    let mongo = mongo_with(options).await;
     // The first user may be made by whoever is on the machine.
     let user = |name: &str, password: &str, roles: Document| {
         doc! { "createUser": name, "pwd": password, "roles": [roles] }
     };
     let root_role = doc! { "role": "root", "db": "admin" };
     admin(&mongo.db, user("root", "all of it", root_role)).await;
-    let hosts = mongo.uri().replace("mongodb://", "");
-    let uri = format!("mongodb://root:all%20of%20it@{hosts}&authSource=admin");
-    let root = mongodb::Client::with_uri_str(uri).await.unwrap().database("invoify");
+    let root = as_root(&mongo).await;
     admin(&root, user("tidewire", "open sesame", role)).await;
+    let hosts = mongo.uri().replace("mongodb://", "");
     let uri = format!("mongodb://tidewire:open%20sesame@{hosts}&authSource=admin");
     (mongo, root, SourceConfig { uri, database: "invoify".to_owned() })
 }
@@ -77,11 +84,12 @@ async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone
     capture.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_read_the_oplog_compares_everything_with_a_source_that_was_started_again() {
-    let (dir, backup) = (dir(), super::dir());
+/// A source that was restored from a backup while the log was followed, and then not: 0 to 99 are in the backup,
+/// 100 to 129 only in the log, where 50 is another one, too.
+async fn restored(dir: &Path) -> (Mongo, Database, SourceConfig) {
+    let backup = super::dir();
     let role = doc! { "role": "read", "db": "invoify" };
-    let (mut mongo, root, config) = with_passwords(dir.path(), role).await;
+    let (mut mongo, root, config) = with_passwords(dir, role).await;
     insert(&root, "invoices", numbered(0..100)).await;
     let data = mongo.set.dir().join("node0").join("db");
     mongo.node(0).stop().await.unwrap();
@@ -89,19 +97,52 @@ async fn who_may_not_read_the_oplog_compares_everything_with_a_source_that_was_s
     mongo.node(0).restart().await.unwrap();
     mongo.set.primary().await.unwrap();
     insert(&root, "invoices", numbered(100..130)).await;
-    let log = dir.path().join("log");
-    let capture = Capture::start_with(config, &log, &collections(&COLLECTIONS));
+    set(&root, "lost").await;
+    let capture = Capture::start_with(config.clone(), &dir.join("log"), &collections(&COLLECTIONS));
     capture.must_equal(&root, &COLLECTIONS).await;
+    capture.stop().await;
     mongo.node(0).stop().await.unwrap();
     std::fs::remove_dir_all(&data).unwrap();
     copy_folder(backup.path(), &data);
     mongo.node(0).restart().await.unwrap();
     mongo.set.primary().await.unwrap();
+    // The old one knows a time that the source has never had.
+    let root = as_root(&mongo).await;
+    (mongo, root, config)
+}
+
+async fn set(root: &Database, field: &str) {
+    let update = doc! { "$set": { field: true } };
+    root.collection::<Document>("invoices").update_one(doc! { "_id": 50 }, update).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_read_the_oplog_compares_everything_with_a_source_that_was_started_again() {
+    let dir = dir();
+    let (_mongo, root, config) = restored(dir.path()).await;
     insert(&root, "invoices", numbered(500..501)).await;
-    eventually("what the source does not have is gone", PATIENCE, || async {
-        (capture.state().len() == 101).then_some(())
+    // What the comparison reads is on its way when 50 changes: nothing may be built upon the log's.
+    let wait = doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 3_000 };
+    let wait = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": wait };
+    admin(&root, wait).await;
+    let capture = Capture::start_with(config, &dir.path().join("log"), &collections(&COLLECTIONS));
+    let operations = root.client().database("admin");
+    eventually("it is being read", PATIENCE, || async {
+        let running = operations.run_command(doc! { "currentOp": true }).await.ok()?;
+        let running = running.get_array("inprog").ok()?.clone();
+        let reads = |operation: &bson::Bson| {
+            let command = operation.as_document().and_then(|o| o.get_document("command").ok());
+            command.is_some_and(|command| command.get_str("find").is_ok_and(|of| of == "invoices"))
+        };
+        running.iter().any(reads).then_some(())
     })
     .await;
-    capture.must_equal(&root, &COLLECTIONS).await;
+    set(&root, "found").await;
+    admin(&root, doc! { "configureFailPoint": "failCommand", "mode": "off" }).await;
+    eventually("all is as in the source", PATIENCE, || async {
+        let right = source_state(&root, &COLLECTIONS).await;
+        (capture.state() == right && capture.status.borrow().checking.is_none()).then_some(())
+    })
+    .await;
     capture.stop().await;
 }
