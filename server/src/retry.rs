@@ -101,7 +101,7 @@ pub fn next_step(failure: Failure, attempts: &mut Attempts) -> (Step, Duration) 
     let wait = BACKOFF_FIRST.saturating_mul(1 << (attempts.in_a_row - 1).min(16)).min(BACKOFF_MAX);
     match failure {
         // Where all of a reply would be too large MongoDB says nothing, and cuts the connection.
-        Failure::Interrupted if attempts.in_a_row % CUT_BY_GIANT_EVERY == 0 => {
+        Failure::Interrupted if attempts.in_a_row.is_multiple_of(CUT_BY_GIANT_EVERY) => {
             (Step::ResumeInParts, wait)
         }
         Failure::Closed | Failure::Interrupted => (Step::Resume, wait),
