@@ -65,7 +65,8 @@ async fn every_moment_within_the_retention_comes_back_as_the_source_had_it() {
     server.stop().await;
     ops_done(&["log", "compact", "--data-dir", text(&data), "--retention", "0s"]);
     let again = data.with_file_name("again.db");
-    let (code, said) = replay(&moments[0], text(&again));
+    // Of before the first moment there may be nothing that was written over.
+    let (code, said) = replay(&moments[MOMENTS / 2], text(&again));
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("no longer holds") && said.contains("from "), "what there is: {said}");
     ops_done(&["replay", "--data-dir", text(&data), "--to", text(&again)]);
