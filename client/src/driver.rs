@@ -436,7 +436,8 @@ impl<T: Transport> Driver<T> {
     /// Takes a token into use. Nothing that was asked for with the old one is applied after the replica
     /// has become the new one's.
     async fn set_token(&mut self, token: Token, store: &mut Store) -> Option<Ended> {
-        if self.machine.renews() && token.is_of_the_same_subject_as(&self.token) {
+        let is_the_same = token.is_of_the_same_subject_as(&self.token);
+        if self.machine.renews() && is_the_same {
             self.token = token;
             return self.event(Event::TokenRenewed, store).await;
         }
@@ -444,7 +445,6 @@ impl<T: Transport> Driver<T> {
         self.hands.listing = None;
         self.hands.page = None;
         self.hands.wipe = Wipe::None;
-        let is_the_same = token.is_of_the_same_subject_as(&self.token);
         if !is_the_same {
             self.give_up_comparison(store).await;
         }

@@ -27,7 +27,7 @@ const WRITER: i32 = 99;
 const KEYS_FROM: i64 = 9_000_000_000;
 /// Two of these are over what one event holds.
 const LARGE_BYTES: usize = 9_000_000;
-/// In quarantine; from 3.5 MB on, only a comparison would find it.
+/// In quarantine; from 3.3 MB on, only a comparison would find it.
 const LONG_ID_BYTES: usize = 3_000_000;
 
 #[derive(Clone, Copy, Debug)]

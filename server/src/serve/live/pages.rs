@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use tidewire_protocol::Position;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::Parts;
 use super::super::errors::ApiError;
@@ -51,12 +51,6 @@ impl Default for FrameTurns {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self(Arc::new(Semaphore::new(cores.div_ceil(2).min(TURNS_MAX))))
-    }
-}
-
-impl FrameTurns {
-    async fn take(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
-        Arc::clone(&self.0).acquire_owned().await
     }
 }
 
@@ -124,16 +118,17 @@ impl Parts {
         read: impl FnOnce(&Self, OwnedSemaphorePermit) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let memory = async { self.live.memory.take(purpose).await.ok_or_else(ApiError::internal) };
+        let turns = match purpose {
+            Purpose::News => &self.live.news_turns.0,
+            Purpose::Frame | Purpose::Large(_) => &self.live.frame_turns.0,
+        };
+        let turn = Arc::clone(turns).acquire_owned();
         let (turn, memory) = match purpose {
             // Nobody has memory set aside who only waits for a turn: it would seem to be short.
-            Purpose::Frame => (self.live.frame_turns.take().await, memory.await?),
-            Purpose::Large(_) => {
+            Purpose::Frame => (turn.await, memory.await?),
+            Purpose::News | Purpose::Large(_) => {
                 let memory = memory.await?;
-                (self.live.frame_turns.take().await, memory)
-            }
-            Purpose::News => {
-                let memory = memory.await?;
-                (Arc::clone(&self.live.news_turns.0).acquire_owned().await, memory)
+                (turn.await, memory)
             }
         };
         let parts = Arc::clone(self);

@@ -2,13 +2,14 @@
 
 use bson::{Document, doc, rawdoc};
 use mongodb::Database;
+use tempfile::TempDir;
 use tidewire_protocol::Position;
 use tidewire_server::capture::{CheckOrder, CheckReport, Checked};
 use tidewire_server::log::{
     Body, Channels, CopyState, NewAside, NewChange, Since, Writer, sort_key,
 };
 use tidewire_server::status::SourcePhase;
-use tidewire_tests::harness::{eventually, mongo};
+use tidewire_tests::harness::{Mongo, eventually, mongo};
 use tokio::sync::oneshot;
 
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered, source_state};
@@ -42,6 +43,17 @@ pub(crate) fn spoil(dir: &std::path::Path) {
     writer.commit().unwrap();
 }
 
+/// A source with these invoices, and a log that followed it and was spoiled.
+async fn spoiled(invoices: impl IntoIterator<Item = Document>) -> (Mongo, TempDir) {
+    let (mongo, dir) = (mongo().await, dir());
+    insert(&mongo.db, "invoices", invoices).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+    spoil(dir.path());
+    (mongo, dir)
+}
+
 /// Compares what is after `after`, all of it where there is none.
 async fn check(capture: &Capture, after: Option<i32>) -> CheckReport {
     let (done, checked) = oneshot::channel();
@@ -64,13 +76,7 @@ async fn change(db: &Database) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_mends_what_differs_and_nothing_else_while_the_collection_is_served() {
-    let mongo = mongo().await;
-    let dir = dir();
-    insert(&mongo.db, "invoices", numbered(0..5_000)).await;
-    let capture = Capture::start(&mongo, dir.path());
-    capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    capture.stop().await;
-    spoil(dir.path());
+    let (mongo, dir) = spoiled(numbered(0..5_000)).await;
 
     let capture = Capture::start(&mongo, dir.path());
 
@@ -168,14 +174,8 @@ async fn a_check_that_the_stream_cuts_off_goes_on_from_where_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_is_cut_off_again() {
-    let mongo = mongo().await;
-    let dir = dir();
     let wide = |n: i32| doc! { "_id": n, "text": "x".repeat(50_000) };
-    insert(&mongo.db, "invoices", (0..300).map(wide)).await;
-    let capture = Capture::start(&mongo, dir.path());
-    capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    capture.stop().await;
-    spoil(dir.path());
+    let (mongo, dir) = spoiled((0..300).map(wide)).await;
     let refused = mongo.fail_command(&["aggregate"], 280, &[], doc! { "times": 2 }).await;
     let capture = Capture::start(&mongo, dir.path());
     eventually("the check is under way", PATIENCE, || async {
@@ -196,13 +196,7 @@ async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_that_is_owed_is_made_after_a_restart_and_once() {
-    let mongo = mongo().await;
-    let dir = dir();
-    insert(&mongo.db, "invoices", numbered(0..100)).await;
-    let capture = Capture::start(&mongo, dir.path());
-    capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    capture.stop().await;
-    spoil(dir.path());
+    let (mongo, dir) = spoiled(numbered(0..100)).await;
     owes_check(dir.path(), Some(true));
 
     let capture = Capture::start(&mongo, dir.path());

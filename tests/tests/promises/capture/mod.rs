@@ -16,7 +16,7 @@ mod scenarios;
 mod serving;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -244,6 +244,30 @@ fn numbered(range: std::ops::Range<i32>) -> impl Iterator<Item = Document> {
     range.map(
         |n| doc! { "_id": n, "n": n, "nested": { "list": [n, n + 1] }, "text": "x".repeat(200) },
     )
+}
+
+/// What the first node holds, copied while it was down.
+async fn back_up(mongo: &mut Mongo) -> TempDir {
+    let backup = dir();
+    mongo.node(0).stop().await.unwrap();
+    copy_folder(&data_of(mongo), backup.path());
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+    backup
+}
+
+/// The first node holds what it held then.
+async fn put_back(mongo: &mut Mongo, backup: &TempDir) {
+    mongo.node(0).stop().await.unwrap();
+    let data = data_of(mongo);
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_folder(backup.path(), &data);
+    mongo.node(0).restart().await.unwrap();
+    mongo.set.primary().await.unwrap();
+}
+
+fn data_of(mongo: &Mongo) -> PathBuf {
+    mongo.set.dir().join("node0").join("db")
 }
 
 /// Copies a folder and what is in it.

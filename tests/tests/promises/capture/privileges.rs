@@ -9,7 +9,9 @@ use mongodb::Database;
 use tidewire_server::config::SourceConfig;
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 
-use super::{COLLECTIONS, Capture, collections, copy_folder, dir, insert, numbered, source_state};
+use super::{
+    COLLECTIONS, Capture, back_up, collections, dir, insert, numbered, put_back, source_state,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -87,25 +89,16 @@ async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone
 /// A source that was restored from a backup while the log was followed, and then not: 0 to 99 are in the backup,
 /// 100 to 129 only in the log, where 50 is another one, too.
 async fn restored(dir: &Path) -> (Mongo, Database, SourceConfig) {
-    let backup = super::dir();
     let role = doc! { "role": "read", "db": "invoify" };
     let (mut mongo, root, config) = with_passwords(dir, role).await;
     insert(&root, "invoices", numbered(0..100)).await;
-    let data = mongo.set.dir().join("node0").join("db");
-    mongo.node(0).stop().await.unwrap();
-    copy_folder(&data, backup.path());
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
+    let backup = back_up(&mut mongo).await;
     insert(&root, "invoices", numbered(100..130)).await;
     set(&root, "lost").await;
     let capture = Capture::start_with(config.clone(), &dir.join("log"), &collections(&COLLECTIONS));
     capture.must_equal(&root, &COLLECTIONS).await;
     capture.stop().await;
-    mongo.node(0).stop().await.unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy_folder(backup.path(), &data);
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
+    put_back(&mut mongo, &backup).await;
     // The old one knows a time that the source has never had.
     let root = as_root(&mongo).await;
     (mongo, root, config)

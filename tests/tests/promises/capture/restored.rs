@@ -12,7 +12,9 @@ use tidewire_tests::harness::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{COLLECTIONS, Capture, PATIENCE, copy_folder, dir, insert, log_options, numbered};
+use super::{
+    COLLECTIONS, Capture, PATIENCE, back_up, dir, insert, log_options, numbered, put_back,
+};
 
 /// The time of the oplog's first entry; `None` where that went while it was read.
 async fn oplog_start(mongo: &Mongo) -> Option<u64> {
@@ -206,13 +208,9 @@ async fn present(mongo: &Mongo) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_was_restored_from_a_backup_is_noticed_and_the_log_follows_it_back() {
     let mut mongo = mongo().await;
-    let (dir, backup) = (dir(), super::dir());
+    let dir = dir();
     insert(&mongo.db, "invoices", numbered(0..100)).await;
-    let data = mongo.set.dir().join("node0").join("db");
-    mongo.node(0).stop().await.unwrap();
-    copy_folder(&data, backup.path());
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
+    let backup = back_up(&mut mongo).await;
     // What the backup does not have, and the log has.
     insert(&mongo.db, "invoices", numbered(100..130)).await;
     mongo.db.collection::<Document>("invoices").delete_one(doc! { "_id": 1 }).await.unwrap();
@@ -220,11 +218,7 @@ async fn a_source_that_was_restored_from_a_backup_is_noticed_and_the_log_follows
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let cursor = capture.read(&Since::Nothing, |_, _, _| {});
     capture.stop().await;
-    mongo.node(0).stop().await.unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy_folder(backup.path(), &data);
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
+    put_back(&mut mongo, &backup).await;
 
     let capture = Capture::start(&mongo, dir.path());
     insert(&mongo.db, "invoices", numbered(500..501)).await;
