@@ -1,6 +1,6 @@
 //! Reads a server's change log from its file as it grows, and the server's own lines beside it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -64,6 +64,8 @@ struct Follower {
     position: Position,
     documents: HashMap<(usize, Box<str>), Last>,
     balances: HashMap<Box<str>, (String, i64)>,
+    /// Which collection was put under other rules in which commit: what they show to others is told again.
+    rulings: HashSet<(usize, u64)>,
     /// How much of the server's lines has been read.
     lines_read: u64,
 }
@@ -88,6 +90,7 @@ impl Follower {
             position: Position::ZERO,
             documents: HashMap::new(),
             balances: HashMap::new(),
+            rulings: HashSet::new(),
             lines_read: 0,
         }
     }
@@ -232,7 +235,8 @@ impl Follower {
         let is_same = last.is_delete == now.is_delete
             && last.content == now.content
             && now.content != SET_ASIDE;
-        if is_same && position.ordinal >= Position::RECONCILE_ORDINAL_FIRST {
+        let is_ruled = self.rulings.contains(&(told.collection, position.cluster_time));
+        if is_same && !is_ruled && position.ordinal >= Position::RECONCILE_ORDINAL_FIRST {
             let text = format!("{name} {} at {position}: reconcile tells what is told", told.key);
             self.broken(Kind::Duplicated, &text);
         }
@@ -313,6 +317,10 @@ impl Follower {
                 if let Some(collection) = collection {
                     self.judge.gap_closes(index, collection, through);
                 }
+            }
+            "the collection's documents are under other rules now" => {
+                let time = fields["cluster_time"].as_u64().unwrap_or(0);
+                self.rulings.extend(collection.map(|collection| (collection, time)));
             }
             "a check mended the log" => self.broken(Kind::Different, &line.to_string()),
             _ if line["level"] == "ERROR"

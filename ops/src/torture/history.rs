@@ -84,7 +84,8 @@ pub(super) fn may_refuse(
         }
         // What is complete, any log of the source goes on with.
         ResyncReason::ForeignLog => !cursor.is_complete() && !is_own,
-        ResyncReason::RulesChanged => false,
+        // By which rules it told what, a log knows of itself.
+        ResyncReason::RulesChanged => !is_own,
     }
 }
 

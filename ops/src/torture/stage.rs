@@ -256,7 +256,7 @@ impl ServerPart {
         let admin = format!("127.0.0.1:{}", ports[1]);
         let history = Arc::default();
         let site = ServerSite { index, name, url, address, admin, dir, retention, history };
-        std::fs::write(site.config(), configuration(&site, uri, None))?;
+        std::fs::write(site.config(), configuration(&site, uri, Setting::Usual))?;
         let launch = Launch::new(program, site.log())
             .args(["--log-format", "json", "internal-server", "--config"])
             .arg(site.config())
@@ -270,9 +270,9 @@ impl ServerPart {
         Ok(())
     }
 
-    /// Leaves a collection out of its configuration, or none. Counts from the next start on.
-    pub(super) fn configure(&self, without: Option<&str>) -> Result<()> {
-        let config = configuration(&self.site, &self.uri, without);
+    /// Counts from the next start on.
+    pub(super) fn configure(&self, setting: Setting) -> Result<()> {
+        let config = configuration(&self.site, &self.uri, setting);
         Ok(std::fs::write(self.site.config(), config)?)
     }
 
@@ -283,7 +283,7 @@ impl ServerPart {
         site.address = format!("127.0.0.1:{}", ports[0]);
         site.admin = format!("127.0.0.1:{}", ports[1]);
         let config = self.site.dir.join("second.toml");
-        std::fs::write(&config, configuration(&site, &self.uri, None))?;
+        std::fs::write(&config, configuration(&site, &self.uri, Setting::Usual))?;
         let args = [OsStr::new("internal-server"), OsStr::new("--config"), config.as_os_str()];
         self.run_beside(&args, patience).await
     }
@@ -446,7 +446,18 @@ fn must_run(process: &mut Option<Guarded>, name: &str) -> Result<()> {
     }
 }
 
-fn configuration(site: &ServerSite, uri: &str, without: Option<&str>) -> String {
+/// What a server is configured to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Setting {
+    Usual,
+    Without(&'static str),
+    /// Another field of the items is hidden.
+    TextHidden,
+    /// The administrator does not see the items.
+    ItemsForOwners,
+}
+
+fn configuration(site: &ServerSite, uri: &str, setting: Setting) -> String {
     let (name, retention) = (site.name, format!("{}s", site.retention.as_secs()));
     let mut text = format!(
         "[source]\nuri = \"{uri}&appName={name}\"\ndatabase = {DATABASE:?}\n\
@@ -458,13 +469,19 @@ fn configuration(site: &ServerSite, uri: &str, without: Option<&str>) -> String 
         listen = site.address,
         admin = site.admin,
     );
-    for collection in COLLECTIONS.into_iter().filter(|name| Some(*name) != without) {
-        let channels = match collection {
-            "accounts" | "items" => r#"["user:{owner}", "role:admin"]"#,
+    for collection in COLLECTIONS {
+        let channels = match (collection, setting) {
+            (name, Setting::Without(without)) if name == without => continue,
+            ("items", Setting::ItemsForOwners) => r#"["user:{owner}"]"#,
+            ("accounts" | "items", _) => r#"["user:{owner}", "role:admin"]"#,
             _ => r#"["everyone"]"#,
         };
+        let exclude = match (collection, setting) {
+            ("items", Setting::TextHidden) => r#"["hidden", "text"]"#,
+            _ => r#"["hidden"]"#,
+        };
         text.push_str(&format!(
-            "[[collections]]\nname = {collection:?}\nchannels = {channels}\nexclude = [\"hidden\"]\n"
+            "[[collections]]\nname = {collection:?}\nchannels = {channels}\nexclude = {exclude}\n"
         ));
     }
     text

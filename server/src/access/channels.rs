@@ -35,13 +35,16 @@ impl Rules {
     /// # Errors
     /// A template or a path that is none; the configuration's check finds it first.
     pub fn compile(config: &CollectionConfig) -> Result<Self, String> {
-        let channels = config.channels.iter().map(|text| Template::parse(text));
+        let mut sorted = config.clone();
+        sorted.channels.sort_unstable();
+        sorted.exclude.sort_unstable();
+        let channels = sorted.channels.iter().map(|text| Template::parse(text));
         Ok(Self {
-            name: config.name.clone(),
+            name: sorted.name.clone(),
             channels: channels.collect::<Result<_, _>>()?,
-            exclude: Exclude::parse(&config.exclude).map_err(|error| error.to_string())?,
-            fingerprint: fingerprint(config),
-            text: serde_json::json!([config.channels, config.exclude]).to_string(),
+            exclude: Exclude::parse(&sorted.exclude).map_err(|error| error.to_string())?,
+            fingerprint: fingerprint(&sorted),
+            text: serde_json::json!([sorted.channels, sorted.exclude]).to_string(),
         })
     }
 
@@ -52,7 +55,7 @@ impl Rules {
         Self::compile(&CollectionConfig { name: collection.to_owned(), channels, exclude }).ok()
     }
 
-    /// The rules as text.
+    /// The rules as text: one for the same rules, in whatever order they are configured.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
@@ -159,13 +162,11 @@ impl Grants {
     }
 }
 
-fn fingerprint(config: &CollectionConfig) -> u64 {
-    let mut sorted = config.clone();
-    sorted.channels.sort_unstable();
-    sorted.exclude.sort_unstable();
+/// Of rules whose lists are sorted.
+fn fingerprint(sorted: &CollectionConfig) -> u64 {
     let mut hash = Sha256::new();
     // Lengths keep ["ab"] and ["a", "b"] apart.
-    for list in [&vec![sorted.name], &sorted.channels, &sorted.exclude] {
+    for list in [std::slice::from_ref(&sorted.name), &sorted.channels, &sorted.exclude] {
         hash.update((list.len() as u64).to_le_bytes());
         for text in list {
             hash.update((text.len() as u64).to_le_bytes());

@@ -94,7 +94,9 @@ impl Ruled {
                 None => break,
             }
         }
-        tracing::info!(collection = %new.name(), changed, "the collection's documents are under other rules now");
+        let cluster_time = self.last.cluster_time;
+        tracing::info!(collection = %new.name(), changed, cluster_time,
+            "the collection's documents are under other rules now");
         Ok(())
     }
 

@@ -15,19 +15,29 @@ use super::postings::{put_varint, take_varint};
 use super::read::Scope;
 
 /// The first byte of every cursor of this version.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Most names (collections and channels together) that a cursor tells apart.
 const NAMES_MAX: usize = 1_024;
 /// Longest text of a cursor, bytes: that of two views of the most names is shorter, and fits a URL.
-const TEXT_LEN_MAX: usize = 23 * 1024;
+const TEXT_LEN_MAX: usize = 28 * 1024;
 
 /// What a client sends back as its next `since`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub(super) position: Position,
     pub(super) view: View,
+    pub(super) basis: Basis,
     /// `None`: the reader is complete at `position`, and any log of the same source can go on.
     pub(super) inside: Option<Inside>,
+}
+
+/// What it was read from, for other logs than the one that said so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Basis {
+    /// [`name_hash`] of the source's identity.
+    pub(super) source: u64,
+    /// By which rules each of the view's collections was read, in its order.
+    pub(super) rules: Vec<u32>,
 }
 
 /// Where a reader stands that is not complete; only the log that said so can go on from there.
@@ -182,6 +192,7 @@ impl Cursor {
         out.extend_from_slice(&self.position.cluster_time.to_be_bytes());
         out.extend_from_slice(&self.position.ordinal.to_be_bytes());
         self.view.put(&mut out);
+        self.basis.put(&mut out);
         let Some(inside) = &self.inside else {
             return out;
         };
@@ -211,8 +222,22 @@ impl Cursor {
             ordinal: u32::from_be_bytes(take_bytes(bytes)?),
         };
         let view = View::take(bytes)?;
+        let basis = Basis::take(bytes, &view)?;
         let inside = if bytes.is_empty() { None } else { Some(take_inside(bytes)?) };
-        bytes.is_empty().then_some(Self { position, view, inside })
+        bytes.is_empty().then_some(Self { position, view, basis, inside })
+    }
+}
+
+impl Basis {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.source.to_be_bytes());
+        out.extend(self.rules.iter().flat_map(|rules| rules.to_be_bytes()));
+    }
+
+    fn take(bytes: &mut &[u8], view: &View) -> Option<Self> {
+        let source = take_bytes(bytes).map(u64::from_be_bytes)?;
+        let rules = view.collections.iter().map(|_| take_bytes(bytes).map(u32::from_be_bytes));
+        Some(Self { source, rules: rules.collect::<Option<_>>()? })
     }
 }
 
@@ -282,7 +307,9 @@ mod tests {
             collections: &names(&["users", "plans"]),
             channels: &names(&["everyone", "user:7", "everyone"]),
         });
-        let at = Cursor { position: Position::new(77, 3), view: view.clone(), inside: None };
+        let basis = Basis { source: 1 << 63, rules: vec![u32::MAX, 0] };
+        let position = Position::new(77, 3);
+        let at = Cursor { position, view: view.clone(), basis, inside: None };
         let inside = |fill| Cursor {
             inside: Some(Inside { log_id: u64::MAX, seq: 300, fill }),
             ..at.clone()

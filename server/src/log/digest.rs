@@ -6,8 +6,8 @@ use std::str::FromStr;
 use rusqlite::Connection;
 
 use super::cursor::View;
-use super::followed::{is_settled, leave_out_unready, ruled_seq};
-use super::page::{Taker, merge, outside_gaps, shared_head, start};
+use super::followed::{Follows, is_settled};
+use super::page::{Taker, merge, shared_head, start_of};
 use super::recent::SharedRecent;
 use super::rows::{Decision, Row, Rows};
 use super::state::LogState;
@@ -122,13 +122,15 @@ fn read(
     if request.from.is_some_and(|from| from.log_id != log_id) {
         return Ok(Some(Part::Elsewhere));
     }
-    let until = start(conn, &state, request.operation_time, request.at.position())?;
-    outside_gaps(conn, request.at)?;
+    let until = start_of(conn, &state, request.at, request.operation_time)?;
     let collections = &[request.collection.to_owned()];
     let mut view = View::of(&Scope::Channels { collections, channels: request.channels });
-    leave_out_unready(conn, &mut view)?;
-    let is_ruled_since = ruled_seq(conn, &view)? > until;
-    if view.collections.is_empty() || is_ruled_since || !is_settled(conn, until, &view)? {
+    let follows = Follows::read(conn)?;
+    follows.leave_out_unready(&mut view);
+    // Read by other rules, which another log may have told it, or has since come under others.
+    let by_others = follows.rules(&request.at.view) != request.at.basis.rules
+        || follows.ruled_seq(&view) > until;
+    if view.collections.is_empty() || by_others || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);
     }
     let mut done = request.from.map_or(0, |from| from.seq);

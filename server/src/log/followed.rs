@@ -9,10 +9,13 @@
 //! - *gap*: the cluster times of an unsettled stretch, of which the log knows only where they led to.
 //! - *ruled*: what the log had of the collection was put under other rules by this change. Older versions
 //!   are in channels of rules that hold no more: nobody is shown them.
+//! - *left*: rules that held before, and through which change. A cursor says by which rules its sender has
+//!   read, for another server's log may have come under others earlier, later or never.
 
 use std::collections::HashMap;
 
 use rusqlite::Connection;
+use sha2::{Digest, Sha256};
 
 use super::copies::StoredCollection;
 use super::cursor::{View, name_hash};
@@ -28,9 +31,14 @@ CREATE TABLE followed (
     whole INTEGER NOT NULL,
     rules TEXT NOT NULL,
     ruled_seq INTEGER NOT NULL,
+    left_rules BLOB NOT NULL,
     checksum INTEGER NOT NULL
 );
 ";
+/// Rules that a collection was under before which are remembered.
+const LEFT_MAX: usize = 16;
+/// Bytes of one of them: the change, the rules.
+const LEFT_LEN: usize = 12;
 
 /// A gap, for a reader whose position is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +68,40 @@ pub(super) struct StoredFollowed {
     pub(super) followed: Followed,
     /// The last change of those that put it under its rules.
     pub(super) ruled_seq: u64,
+    /// The rules that it was under before, the last first.
+    pub(super) left: Vec<Left>,
+}
+
+/// Rules that hold no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// The last change under them.
+    through: u64,
+    /// [`rules_hash`].
+    rules: u32,
+}
+
+impl Left {
+    fn from_bytes(bytes: &[u8; LEFT_LEN]) -> Self {
+        let (through, rules) = bytes.split_at(8);
+        Self {
+            through: u64::from_be_bytes(through.try_into().expect("8 bytes")),
+            rules: u32::from_be_bytes(rules.try_into().expect("4 bytes")),
+        }
+    }
+
+    fn to_bytes(self) -> [u8; LEFT_LEN] {
+        let mut bytes = [0; LEFT_LEN];
+        bytes[..8].copy_from_slice(&self.through.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.rules.to_be_bytes());
+        bytes
+    }
+}
+
+/// 32 bits of the SHA-256 of rules as text; the same on every server.
+fn rules_hash(rules: &str) -> u32 {
+    let digest = Sha256::digest(rules.as_bytes());
+    u32::from_be_bytes(digest[..4].try_into().expect("a SHA-256 has 32 bytes"))
 }
 
 impl StoredFollowed {
@@ -69,7 +111,7 @@ impl StoredFollowed {
     /// [`LogError::Damaged`] when one does not match its checksum.
     pub(super) fn all(conn: &Connection) -> Result<Vec<Self>, LogError> {
         let mut select = conn.prepare_cached(
-            "SELECT collection, active, whole, rules, ruled_seq, checksum FROM followed",
+            "SELECT collection, active, whole, rules, ruled_seq, left_rules, checksum FROM followed",
         )?;
         let mut rows = select.query([])?;
         let mut all = Vec::new();
@@ -77,9 +119,15 @@ impl StoredFollowed {
             let (collection, rules) = (CollectionId(row.get(0)?), row.get(3)?);
             let (active, whole) = (row.get(1)?, row.get(2)?);
             let followed = Followed { collection, active, whole, rules };
-            let stored = Self { followed, ruled_seq: row.get::<_, i64>(4)?.cast_unsigned() };
+            let left: Vec<u8> = row.get(5)?;
+            let (left, []) = left.as_chunks::<LEFT_LEN>() else {
+                return Err(LogError::Damaged("rules that were left can't be read".to_owned()));
+            };
+            let left = left.iter().map(Left::from_bytes).collect();
+            let ruled_seq = row.get::<_, i64>(4)?.cast_unsigned();
+            let stored = Self { followed, ruled_seq, left };
             let should = stored.checksum();
-            all.push(matching("followed", stored, row.get(5)?, should)?);
+            all.push(matching("followed", stored, row.get(6)?, should)?);
         }
         Ok(all)
     }
@@ -88,8 +136,9 @@ impl StoredFollowed {
     pub(super) fn write(&self, conn: &Connection) -> Result<(), LogError> {
         let Followed { collection, active, whole, rules } = &self.followed;
         conn.prepare_cached(
-            "INSERT OR REPLACE INTO followed (collection, active, whole, rules, ruled_seq, checksum)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR REPLACE INTO followed
+             (collection, active, whole, rules, ruled_seq, left_rules, checksum)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute((
             collection.0,
@@ -97,6 +146,7 @@ impl StoredFollowed {
             whole,
             rules,
             self.ruled_seq.cast_signed(),
+            self.left_bytes(),
             self.checksum(),
         ))?;
         Ok(())
@@ -105,7 +155,18 @@ impl StoredFollowed {
     fn checksum(&self) -> i64 {
         let Followed { collection, active, whole, rules } = &self.followed;
         let numbers = [collection.0.into(), u64::from(*active), u64::from(*whole), self.ruled_seq];
-        row_checksum("followed", &numbers, &[rules.as_bytes()])
+        row_checksum("followed", &numbers, &[rules.as_bytes(), &self.left_bytes()])
+    }
+
+    fn left_bytes(&self) -> Vec<u8> {
+        self.left.iter().flat_map(|left| left.to_bytes()).collect()
+    }
+
+    /// Whether it is under these rules since the change `after`, or was at some time since: who stood there
+    /// by these rules is told all that was put under others.
+    fn has_been_under(&self, rules: u32, after: u64) -> bool {
+        rules_hash(&self.followed.rules) == rules
+            || self.left.iter().any(|left| left.rules == rules && left.through >= after)
     }
 }
 
@@ -128,17 +189,24 @@ impl Writer {
         self.begin()?;
         let known = StoredFollowed::all(&self.conn)?;
         let known = known.into_iter().find(|known| known.followed.collection == collection);
-        let (whole, ruled_seq) = match known {
-            Some(known) if known.followed.rules == rules => (known.followed.whole, known.ruled_seq),
-            Some(known) => (known.followed.whole, self.last_seq),
+        let (whole, ruled_seq, left) = match known {
+            Some(StoredFollowed { followed, ruled_seq, left }) if followed.rules == rules => {
+                (followed.whole, ruled_seq, left)
+            }
+            Some(StoredFollowed { followed, mut left, .. }) => {
+                let through = self.head().seq;
+                left.insert(0, Left { through, rules: rules_hash(&followed.rules) });
+                left.truncate(LEFT_MAX);
+                (followed.whole, self.last_seq, left)
+            }
             None => {
                 // What went before this log followed it, this log can't tell.
                 self.open_gap(collection, 0)?;
-                (false, 0)
+                (false, 0, Vec::new())
             }
         };
         let followed = Followed { collection, active: true, whole, rules: rules.to_owned() };
-        StoredFollowed { followed, ruled_seq }.write(&self.conn)
+        StoredFollowed { followed, ruled_seq, left }.write(&self.conn)
     }
 
     /// No longer follows a collection. What the log has of it stays, for the day it is followed again.
@@ -198,33 +266,55 @@ fn names(conn: &Connection) -> Result<HashMap<CollectionId, u64>, LogError> {
     Ok(stored.into_iter().map(|stored| (stored.id, name_hash(&stored.name))).collect())
 }
 
-/// Takes out of a view the collections that are not whole yet.
-pub(super) fn leave_out_unready(conn: &Connection, view: &mut View) -> Result<(), LogError> {
-    let mut unready = StoredFollowed::all(conn)?;
-    unready.retain(|known| !known.followed.whole);
-    if !unready.is_empty() {
-        let names = names(conn)?;
-        let is_unready = |name: &u64| {
-            unready.iter().any(|known| names.get(&known.followed.collection) == Some(name))
-        };
-        view.collections.retain(|name| !is_unready(name));
-    }
-    Ok(())
-}
+/// What the log follows or has followed, as readers know it: each with the hash of its name.
+#[derive(Debug)]
+pub(super) struct Follows(Vec<(u64, StoredFollowed)>);
 
-/// The last change that put something in the view under other rules; 0 where there is none. A reader
-/// from before it is told latest versions only.
-pub(super) fn ruled_seq(conn: &Connection, view: &View) -> Result<u64, LogError> {
-    let mut ruled = StoredFollowed::all(conn)?;
-    ruled.retain(|known| known.ruled_seq > 0);
-    if ruled.is_empty() {
-        return Ok(0);
+impl Follows {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when a row does not match its checksum.
+    pub(super) fn read(conn: &Connection) -> Result<Self, LogError> {
+        let names = names(conn)?;
+        let named = |known: StoredFollowed| {
+            let name = names.get(&known.followed.collection)?;
+            Some((*name, known))
+        };
+        Ok(Self(StoredFollowed::all(conn)?.into_iter().filter_map(named).collect()))
     }
-    let names = names(conn)?;
-    let is_seen = |known: &&StoredFollowed| {
-        names.get(&known.followed.collection).is_some_and(|name| view.collections.contains(name))
-    };
-    Ok(ruled.iter().filter(is_seen).map(|known| known.ruled_seq).max().unwrap_or(0))
+
+    fn get(&self, name: u64) -> Option<&StoredFollowed> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, followed)| followed)
+    }
+
+    /// Takes out of a view the collections that are not whole yet.
+    pub(super) fn leave_out_unready(&self, view: &mut View) {
+        view.collections.retain(|&name| self.get(name).is_none_or(|known| known.followed.whole));
+    }
+
+    /// The last change that put something in the view under other rules; 0 where there is none. A reader
+    /// from before it is told latest versions only.
+    pub(super) fn ruled_seq(&self, view: &View) -> u64 {
+        let ruled = view.collections.iter().filter_map(|&name| self.get(name));
+        ruled.map(|known| known.ruled_seq).max().unwrap_or(0)
+    }
+
+    /// [`rules_hash`] of each of the view's collections, in its order; 0 for one that is not followed.
+    pub(super) fn rules(&self, view: &View) -> Vec<u32> {
+        let hash = |known: &StoredFollowed| rules_hash(&known.followed.rules);
+        view.collections.iter().map(|&name| self.get(name).map_or(0, hash)).collect()
+    }
+
+    /// Whether what follows the change `after` leads a reader on that has read the view by these rules,
+    /// which another log may have told it.
+    pub(super) fn leads_on_from(&self, view: &View, rules: &[u32], after: u64) -> bool {
+        view.collections.iter().zip(rules).all(|(&name, &rules)| {
+            // What is not shown now is lost, whatever its rules were.
+            let shown = self.get(name).filter(|known| known.followed.whole);
+            shown.is_none_or(|known| known.has_been_under(rules, after))
+        })
+    }
 }
 
 /// Whether no copy of what the view holds was under way at the change `seq`: the log up to it is a state

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use tidewire_protocol::ResyncReason;
 
 use super::cursor::View;
-use super::followed::{is_settled, ruled_seq};
+use super::followed::{Follows, is_settled};
 use super::merge::Merge;
 use super::page::{Taker, channel_numbers, shared_head};
 use super::recent::SharedRecent;
@@ -57,7 +57,8 @@ fn read(
     let everything = View { everything: true, ..View::default() };
     let touched =
         View { collections: channels.iter().map(|key| key.pair().0).collect(), ..View::default() };
-    if ruled_seq(conn, &touched)? > after.seq || !is_settled(conn, through.seq, &everything)? {
+    let ruled = Follows::read(conn)?.ruled_seq(&touched);
+    if ruled > after.seq || !is_settled(conn, through.seq, &everything)? {
         return Ok(Some(false));
     }
     let numbers = channel_numbers(conn, channels.iter().map(|key| key.pair()))?;
@@ -92,6 +93,6 @@ impl Cursor {
     /// Where its reader stands once all that concerns it through `head`, where it is complete, is told.
     #[must_use]
     pub fn moved_to(&self, head: Head) -> Self {
-        Self { position: head.position, view: self.view.clone(), inside: None }
+        Self { position: head.position, inside: None, ..self.clone() }
     }
 }

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension};
 use tidewire_protocol::{Position, ResyncReason};
 
 use super::channels::damaged_channel;
-use super::cursor::{Fill, Inside, Regrant, View, name_hash};
-use super::followed::{Gap, gap_at, is_settled, leave_out_unready, ruled_seq};
+use super::cursor::{Basis, Fill, Inside, Regrant, View, name_hash};
+use super::followed::{Follows, Gap, gap_at, is_settled};
 use super::merge::Merge;
 use super::read::{Entry, Flow, PageEnd, PageRequest, ReadError, Scope, Since};
 use super::recent::SharedRecent;
@@ -36,6 +36,8 @@ struct Plan {
     fill: Option<Fill>,
     /// What the reader has been reading with, until a regrant is told.
     old_view: View,
+    /// What the page is read with.
+    follows: Follows,
 }
 
 /// Counts what a page takes.
@@ -46,16 +48,20 @@ pub(super) struct Taker<'e> {
     looked_at: usize,
     /// The last entry's position.
     pub(super) last: Option<Position>,
+    /// Where the reader stands. What concerns what it has read past is told as of here: it may hold
+    /// versions of this place from another log, which takes its differences down at places of its own.
+    stands: Position,
 }
 
 impl<'e> Taker<'e> {
     pub(super) fn new(limit: usize, emit: &'e mut dyn FnMut(&Entry<'_>) -> Flow) -> Self {
-        Self { limit, emit, count: 0, looked_at: 0, last: None }
+        Self { limit, emit, count: 0, looked_at: 0, last: None, stands: Position::ZERO }
     }
 
     /// Gives an entry away; false when the page is full and ends before it.
-    pub(super) fn take(&mut self, entry: &Entry<'_>) -> bool {
-        if self.count >= self.limit || (self.emit)(entry) == Flow::Full {
+    pub(super) fn take(&mut self, entry: Entry<'_>) -> bool {
+        let entry = Entry { position: entry.position.max(self.stands), ..entry };
+        if self.count >= self.limit || (self.emit)(&entry) == Flow::Full {
             return false;
         }
         self.count += 1;
@@ -93,8 +99,9 @@ pub(super) fn read(
         return Ok(None);
     }
     let mut view = View::of(&request.scope);
-    leave_out_unready(conn, &mut view)?;
-    let plan = plan(conn, &state, request, &view)?;
+    let follows = Follows::read(conn)?;
+    follows.leave_out_unready(&mut view);
+    let plan = plan(conn, &state, request, &view, follows)?;
     let until = plan.fill.as_ref().map_or(state.head.seq, |fill| fill.until);
     let regrant = plan.fill.as_ref().and_then(|fill| fill.regrant.as_ref());
     let telling = regrant
@@ -104,7 +111,8 @@ pub(super) fn read(
     if recent.read().indexed_seq > state.indexed_seq {
         return Ok(None);
     }
-    let mut taker = Taker::new(request.limit.max(1), emit);
+    let mut taker =
+        Taker { stands: plan.position, ..Taker::new(request.limit.max(1), emit) };
     let mut rows = Rows::prepare(conn, recent, &state)?;
     if let Some(telling) = telling
         && let Stop::Full { done, .. } = telling.tell(conn, &mut rows, until, &mut taker)?
@@ -148,9 +156,15 @@ fn end_of_telling(plan: Plan, state: &LogState, done: u64, taker: &Taker<'_>) ->
     });
     let inside = Inside { log_id: state.log_id, seq: plan.after, fill };
     let position = taker.last.unwrap_or(plan.position);
-    let cursor = Cursor { position, view: plan.old_view, inside: Some(inside) };
+    let basis = basis(state, &plan.follows, &plan.old_view);
+    let cursor = Cursor { position, view: plan.old_view, basis, inside: Some(inside) };
     // What is told of a changed view is no part of the way.
     PageEnd { filled: None, ..page_end(cursor, state, true, taker) }
+}
+
+/// What a reader of the view reads from.
+fn basis(state: &LogState, follows: &Follows, view: &View) -> Basis {
+    Basis { source: name_hash(&state.source), rules: follows.rules(view) }
 }
 
 /// The numbers of the (collection, channel) pairs that this log has ever seen.
@@ -250,12 +264,13 @@ fn end(
             (position, *done, complete, true)
         }
     };
+    let basis = basis(state, &plan.follows, &view);
     let fill = match stop {
         Stop::AtEnd => None,
         Stop::Full { .. } => plan.fill.map(|fill| Fill { regrant: None, ..fill }),
     };
     let inside = (!complete).then_some(Inside { log_id: state.log_id, seq, fill });
-    Ok(page_end(Cursor { position, view, inside }, state, has_more, taker))
+    Ok(page_end(Cursor { position, view, basis, inside }, state, has_more, taker))
 }
 
 fn page_end(cursor: Cursor, state: &LogState, has_more: bool, taker: &Taker<'_>) -> PageEnd {
@@ -275,36 +290,40 @@ fn plan(
     state: &LogState,
     request: &PageRequest<'_>,
     view: &View,
+    follows: Follows,
 ) -> Result<Plan, ReadError> {
     let head = state.head;
     // Older versions may be in channels of rules that hold no more.
-    let ruled = ruled_seq(conn, view)?;
+    let ruled = follows.ruled_seq(view);
     match request.since {
         Since::Nothing => {
             let fill = Fill { until: head.seq, blank_through: head.seq, regrant: None };
             let (position, old_view) = (Position::ZERO, view.clone());
-            Ok(Plan { position, after: 0, fill: Some(fill), old_view })
+            Ok(Plan { position, after: 0, fill: Some(fill), old_view, follows })
         }
         Since::Time(second) => {
             let position = Position::at_second(*second);
             let after = start(conn, state, request.operation_time, position)?;
             let fill = far_behind(after, ruled, head);
-            Ok(Plan { position, after, fill, old_view: view.clone() })
+            Ok(Plan { position, after, fill, old_view: view.clone(), follows })
         }
         Since::Cursor(cursor) => {
-            let mut plan = match &cursor.inside {
+            let (after, fill) = match &cursor.inside {
                 None => {
-                    let after = start(conn, state, request.operation_time, cursor.position)?;
-                    outside_gaps(conn, cursor)?;
-                    let (position, old_view) = (cursor.position, cursor.view.clone());
-                    Plan { position, after, fill: far_behind(after, ruled, head), old_view }
+                    let after = start_of(conn, state, cursor, request.operation_time)?;
+                    if !follows.leads_on_from(&cursor.view, &cursor.basis.rules, after) {
+                        return Err(ReadError::Resync(ResyncReason::RulesChanged));
+                    }
+                    (after, far_behind(after, ruled, head))
                 }
                 Some(inside) => {
-                    let plan = go_on_inside(state, cursor, inside, ruled)?;
-                    too_old_by_now(&plan, state)?;
-                    plan
+                    let fill = go_on_inside(state, inside, ruled)?;
+                    too_old_by_now(inside.seq, fill.as_ref(), state)?;
+                    (inside.seq, fill)
                 }
             };
+            let (position, old_view) = (cursor.position, cursor.view.clone());
+            let mut plan = Plan { position, after, fill, old_view, follows };
             regrant(&mut plan, view, head)?;
             Ok(plan)
         }
@@ -316,9 +335,8 @@ fn far_behind(after: u64, ruled: u64, head: Head) -> Option<Fill> {
     behind.then_some(Fill { until: head.seq, blank_through: 0, regrant: None })
 }
 
-/// The last change at or before a position that any log of the source may have given out.
-/// `operation_time` is the source's own, 0 when unknown.
-pub(super) fn start(
+/// The last change at or before a position; as [`start_of`].
+fn start(
     conn: &Connection,
     state: &LogState,
     operation_time: u64,
@@ -343,10 +361,26 @@ pub(super) fn start(
     Ok(seq_at(conn, state.head.seq, position)?)
 }
 
+/// The last change at or before a complete cursor that any log of the source may have given out.
+/// `operation_time` is the source's own, 0 when unknown.
+pub(super) fn start_of(
+    conn: &Connection,
+    state: &LogState,
+    cursor: &Cursor,
+    operation_time: u64,
+) -> Result<u64, ReadError> {
+    if cursor.basis.source != name_hash(&state.source) {
+        return Err(ReadError::Resync(ResyncReason::ForeignLog));
+    }
+    let after = start(conn, state, operation_time, cursor.position)?;
+    outside_gaps(conn, cursor)?;
+    Ok(after)
+}
+
 /// A complete cursor of another log may stand where this one was copying. What its sender holds and
 /// loses between there and the copy's end this log may never have had: it could not tell the delete.
 /// (This log's own cursors are not complete there.)
-pub(super) fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
+fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
     match gap_at(conn, cursor.position.cluster_time, &cursor.view)? {
         None => Ok(()),
         Some(Gap::Open) => Err(ReadError::Ahead),
@@ -356,10 +390,9 @@ pub(super) fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), Rea
 
 fn go_on_inside(
     state: &LogState,
-    cursor: &Cursor,
     inside: &Inside,
     ruled: u64,
-) -> Result<Plan, ReadError> {
+) -> Result<Option<Fill>, ReadError> {
     let until = inside.fill.as_ref().map_or(inside.seq, |fill| fill.until);
     if inside.log_id != state.log_id || inside.seq > state.head.seq || until > state.head.seq {
         return Err(ReadError::Resync(ResyncReason::ForeignLog));
@@ -369,7 +402,7 @@ fn go_on_inside(
         // Versions that were latest at its end are not to be shown any more; those that are follow.
         fill.until = state.head.seq;
     }
-    Ok(Plan { position: cursor.position, after: inside.seq, fill, old_view: cursor.view.clone() })
+    Ok(fill)
 }
 
 /// Where the request's view is not the one that the reader has been reading with, all it gained and
@@ -399,11 +432,15 @@ fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
 }
 
 /// Compaction may have passed what a fill still has to read.
-fn too_old_by_now(plan: &Plan, state: &LogState) -> Result<(), ReadError> {
-    let floor = match &plan.fill {
+fn too_old_by_now(
+    after: u64,
+    fill: Option<&Fill>,
+    state: &LogState,
+) -> Result<(), ReadError> {
+    let floor = match fill {
         // Its end when it began: it may have been put off since.
         Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.blank_through,
-        _ => plan.after,
+        _ => after,
     };
     if state.trim.seq > floor {
         return Err(ReadError::Resync(ResyncReason::CursorTooOld));

@@ -242,7 +242,7 @@ impl Row<'_, '_> {
             }
             Body::Delete(&key_only)
         };
-        Ok(taker.take(&Entry {
+        Ok(taker.take(Entry {
             position: self.position,
             wall_time_ms: self.stored.wall_time_ms,
             collection: &self.collection.name,

@@ -304,7 +304,8 @@ impl New {
     /// Follows what the old log followed: readers go on seeing it, unsettled as it is.
     fn follow(&mut self, old: Option<Vec<StoredFollowed>>) -> Result<(), LogError> {
         self.writer.begin()?;
-        // Which versions are of older rules is not known any more: the latest ones are told.
+        // Which versions are of older rules is not known any more: the latest ones are told. Nor through which
+        // change older rules held: who has read by them begins anew.
         let ruled_seq = self.writer.last_seq;
         let known = match old {
             Some(old) => old.into_iter().map(|stored| stored.followed).collect(),
@@ -315,7 +316,7 @@ impl New {
         for followed in known {
             let Some(&collection) = self.ids.get(&followed.collection) else { continue };
             let followed = Followed { collection, ..followed };
-            StoredFollowed { followed, ruled_seq }.write(&self.writer.conn)?;
+            StoredFollowed { followed, ruled_seq, left: Vec::new() }.write(&self.writer.conn)?;
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use super::{LogError, followed, stretches, wal};
 /// Marks the file as ours (`PRAGMA application_id`): "TIDE".
 const APPLICATION_ID: i32 = 0x5449_4445;
 /// The version of the tables (`PRAGMA user_version`).
-const FORMAT_VERSION: i32 = 5;
+const FORMAT_VERSION: i32 = 6;
 /// The writer's page cache, KiB.
 const WRITER_CACHE_KIB: i32 = 24 * 1024;
 /// Each reader's page cache, KiB.

@@ -7,6 +7,7 @@ mod edges;
 mod gaps;
 mod news;
 mod rebuild;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -292,7 +293,10 @@ impl Follower {
         };
         assert_eq!(end.count, entries.len());
         assert!(end.count <= limit);
-        assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "entries out of order");
+        // What is gained and lost is told as of where the reader stands.
+        let stands = |at| matches!(&self.since, Since::Cursor(cursor) if cursor.position() == at);
+        let is_ascending = entries.is_sorted_by(|a, b| a.0 < b.0 || (a.0 == b.0 && stands(a.0)));
+        assert!(is_ascending, "entries out of order");
         if self.since == Since::Nothing {
             assert!(entries.iter().all(|(.., document)| document.is_some()), "a tombstone");
         }

@@ -163,3 +163,61 @@ async fn other_channels_and_hidden_fields_arrive_as_gains_and_losses() {
     assert_eq!(office.places("plans"), before, "what the rules say nothing of was not sent again");
     office.went_on();
 }
+
+/// Two servers come under other rules one after the other, and her client goes from one to the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_whose_rules_differ_for_a_while_leave_nothing_hidden_in_a_replica() {
+    const SHOWN: [Rules; 2] = [MARKS, ("invoices", &["user:{owner}"], &[])];
+    const HIDDEN: [Rules; 2] = [MARKS, ("invoices", &["user:{owner}"], &["internal"])];
+    let mut office = Office::open(&SHOWN).await;
+    let options = ServerOptions {
+        collections: toml(&SHOWN),
+        ..ServerOptions::following(&office.mongo, &[])
+    };
+    let mut other = Server::start(options).await;
+    let both = format!("{},{}", office.server.url(), other.url());
+    office.client.stop().await;
+    office.client.set_server(&both);
+    office.client.start();
+    office.settles().await;
+    let canaries = "SELECT count(*) FROM invoices WHERE _doc LIKE '%canary%'";
+    let copies = "SELECT generation FROM _tidewire_state";
+    let ruled = async |server: &mut Server, rules: &[Rules]| {
+        server.options.collections = toml(rules);
+        assert!(server.stop().await.success());
+        server.launch();
+        server.ready().await;
+    };
+
+    // The other one hides what is at hers already, and more is written.
+    ruled(&mut other, &HIDDEN).await;
+    let change = doc! { "$inc": { "n": 1 } };
+    let invoices = office.mongo.db.collection::<Document>("invoices");
+    invoices.update_many(doc! {}, change).await.expect("update");
+    office.settles().await;
+    assert_eq!((office.number(canaries), office.number(copies)), (Ok(150), Ok(1)));
+    office.server.kill().await;
+    office.rules = HIDDEN.to_vec();
+    office.comes(canaries, 0).await;
+    office.settles().await;
+    assert_eq!(office.number(copies), Ok(2), "nothing else can be right");
+
+    // Where rules are the same, and where they have changed since, a cursor goes on.
+    office.server.options.collections = toml(&HIDDEN);
+    office.server.launch();
+    office.server.ready().await;
+    other.kill().await;
+    office.settles().await;
+    office.client.stop().await;
+    other.launch();
+    other.ready().await;
+    for server in [&mut office.server, &mut other] {
+        ruled(server, &SHOWN).await;
+    }
+    office.rules = SHOWN.to_vec();
+    office.server.kill().await;
+    office.client.start();
+    office.comes(canaries, 150).await;
+    office.settles().await;
+    assert_eq!(office.number(copies), Ok(2), "it went on with its cursor");
+}

@@ -10,7 +10,7 @@ use rand::RngExt;
 
 use super::Lane;
 use crate::torture::findings::Kind;
-use crate::torture::stage::ServerPart;
+use crate::torture::stage::{ServerPart, Setting};
 
 /// Seconds between two faults.
 const PAUSE: std::ops::Range<f64> = 3.0..10.0;
@@ -35,11 +35,12 @@ enum Fault {
     Damage,
     Second,
     Unfollow,
+    Rules,
     /// None, but work beside all the others, which must find nothing.
     Scrub,
 }
 
-const FAULTS: [(u32, Fault); 9] = [
+const FAULTS: [(u32, Fault); 10] = [
     (6, Fault::Kill),
     (3, Fault::Stop),
     (4, Fault::Freeze),
@@ -48,6 +49,7 @@ const FAULTS: [(u32, Fault); 9] = [
     (2, Fault::Damage),
     (2, Fault::Second),
     (2, Fault::Unfollow),
+    (2, Fault::Rules),
     (4, Fault::Scrub),
 ];
 
@@ -122,7 +124,17 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
         Fault::Restore => logs::restore(lane, server).await,
         Fault::Damage => logs::damage(lane, server).await,
         Fault::Second => second(lane, server).await,
-        Fault::Unfollow => unfollow(lane, server).await,
+        Fault::Unfollow => {
+            let fault = "collection taken out of the configuration, and put back";
+            reconfigured(lane, server, fault, Setting::Without(NOT_FOLLOWED)).await
+        }
+        Fault::Rules => {
+            let (fault, setting) = match lane.rng.random_bool(0.5) {
+                true => ("another field hidden, and shown again", Setting::TextHidden),
+                false => ("channels taken away, and given back", Setting::ItemsForOwners),
+            };
+            reconfigured(lane, server, fault, setting).await
+        }
     }
 }
 
@@ -155,16 +167,22 @@ async fn second(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
     Ok(())
 }
 
-/// A collection is taken out of one server's configuration, and put back.
-async fn unfollow(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
-    lane.findings
-        .fault("collection taken out of the configuration, and put back", server.site.name);
-    end(lane, server).await?;
-    server.configure(Some(NOT_FOLLOWED))?;
-    server.start()?;
-    server.is_ready_within(UP_WITHIN).await;
-    lane.hold(0.0..10.0).await;
-    end(lane, server).await?;
-    server.configure(None)?;
-    server.start()
+/// One server's configuration is another one for a while; the other server's is not.
+async fn reconfigured(
+    lane: &mut Lane,
+    server: &mut ServerPart,
+    fault: &'static str,
+    setting: Setting,
+) -> Result<()> {
+    lane.findings.fault(fault, server.site.name);
+    for setting in [setting, Setting::Usual] {
+        end(lane, server).await?;
+        server.configure(setting)?;
+        server.start()?;
+        if setting != Setting::Usual {
+            server.is_ready_within(UP_WITHIN).await;
+            lane.hold(0.0..10.0).await;
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Where a log was copying, it continues no cursor of another one.
 
+use super::super::cursor::{Basis, name_hash};
 use super::*;
 
 #[test]
@@ -13,11 +14,12 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
         writer.set_tail(TailState { resume_token: None, high_water: time(second) }).unwrap();
         writer.commit().unwrap();
     };
+    let basis = || Basis { source: name_hash(&options().source), rules: vec![0] };
     let read = |second: u64| {
         // Complete, as another log gave it out.
         let position = Position::new(time(second), 0);
         let view = super::super::cursor::View { everything: true, ..Default::default() };
-        let since = Since::Cursor(Cursor { position, view, inside: None });
+        let since = Since::Cursor(Cursor { position, view, basis: basis(), inside: None });
         let request =
             PageRequest { since: &since, scope: Scope::Everything, limit: 9, operation_time: 0 };
         reader.page(&request, &mut |_| Flow::Took)
@@ -28,7 +30,8 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
         let (collections, channels) = (["plans".to_owned()], ["everyone".to_owned()]);
         let scope = Scope::Channels { collections: &collections, channels: &channels };
         let view = super::super::cursor::View::of(&scope);
-        let at = &Cursor { position: Position::new(time(second), 0), view, inside: None };
+        let position = Position::new(time(second), 0);
+        let at = &Cursor { position, view, basis: basis(), inside: None };
         let [collection] = &collections;
         let (from, channels) = (None, &channels);
         let request = DocumentsRequest { at, collection, channels, from, operation_time: 0 };
