@@ -20,7 +20,7 @@ pub struct Rebuilt {
     pub lost: u64,
     /// The log ends here now: of what followed not all is known, and the source tells it again.
     pub cut: Option<Position>,
-    /// Cursors can go on. False: who was told what is lost is not known, and clients start again beside
+    /// Cursors up to the log's end can go on. False: who was told what is lost is not known, and clients start again beside
     /// the data they have.
     pub cursors_go_on: bool,
     /// Where the damaged file is now.
