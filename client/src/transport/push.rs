@@ -87,6 +87,8 @@ struct Socket {
     /// What was told so far reaches to here.
     cursor: String,
     through: Option<Position>,
+    /// Whose frames they are, as the welcome said.
+    log: Option<String>,
     /// The replica is complete there.
     complete: bool,
     /// Its clock less ours, milliseconds.
@@ -105,6 +107,8 @@ struct Frame {
     keepalive_seconds: Option<u64>,
     /// Where it follows from; older servers say so of changes alone.
     after: Option<Position>,
+    /// The log that tells.
+    log: Option<String>,
     through: Option<Position>,
     cursor: Option<String>,
     /// Seconds.
@@ -207,6 +211,7 @@ impl Line {
             renewed: None,
             cursor: request.since,
             through: None,
+            log: None,
             complete: request.complete,
             skew_ms: 0,
             patience: self.patience,
@@ -228,6 +233,7 @@ impl Socket {
         let server_ms = welcome.server_time.as_deref().and_then(time_ms).unwrap_or_else(now_ms);
         self.skew_ms = server_ms - now_ms();
         self.through = welcome.after;
+        self.log.clone_from(&welcome.log);
         let keepalive = welcome.keepalive_seconds.map_or(KEEPALIVE_MAX, Duration::from_secs);
         self.silence_max = keepalive.min(KEEPALIVE_MAX) + self.patience.grace;
         welcome.note_expiry(expires_ms);
@@ -295,6 +301,9 @@ impl Socket {
                         .map_err(|error| Failure::Garbage(format!("a frame: {error}")))?;
                     if told.kind == "error" {
                         return Err(Refusal::read(text.as_bytes()).in_band());
+                    }
+                    if self.log.as_ref().zip(told.log.as_ref()).is_some_and(|(ours, its)| ours != its) {
+                        return Err(Failure::Garbage("a frame of another log".to_owned()));
                     }
                     return Ok((text, told));
                 }

@@ -126,8 +126,11 @@ impl Reader {
         if text.contains(HIDDEN) {
             findings.broken(Kind::Leaked, format!("server {server} sends what is hidden"));
         }
+        if page["cursor"] != *self.cursor {
+            // A server that is behind gives back what another one gave.
+            self.given_by = (server, generation);
+        }
         self.take(&page, server, findings);
-        self.given_by = (server, generation);
         findings.count("pages", 1);
         true
     }

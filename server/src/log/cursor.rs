@@ -27,13 +27,16 @@ pub struct Cursor {
     pub(super) position: Position,
     pub(super) view: View,
     pub(super) basis: Basis,
-    /// `None`: the reader is complete at `position`, and any log of the same source can go on.
+    /// `None`: the reader is complete at `position`, and any log of the same source, under the same rules
+    /// there, can go on.
     pub(super) inside: Option<Inside>,
 }
 
-/// What it was read from, for other logs than the one that said so.
+/// What it was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Basis {
+    /// The log: so no two logs ever give out the same cursor, and an answer of one is none of another's.
+    pub(super) log_id: u64,
     /// [`name_hash`] of the source's identity.
     pub(super) source: u64,
     /// By which rules each of the view's collections was read, in its order.
@@ -230,14 +233,16 @@ impl Cursor {
 
 impl Basis {
     fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.log_id.to_be_bytes());
         out.extend_from_slice(&self.source.to_be_bytes());
         out.extend(self.rules.iter().flat_map(|rules| rules.to_be_bytes()));
     }
 
     fn take(bytes: &mut &[u8], view: &View) -> Option<Self> {
+        let log_id = take_bytes(bytes).map(u64::from_be_bytes)?;
         let source = take_bytes(bytes).map(u64::from_be_bytes)?;
         let rules = view.collections.iter().map(|_| take_bytes(bytes).map(u32::from_be_bytes));
-        Some(Self { source, rules: rules.collect::<Option<_>>()? })
+        Some(Self { log_id, source, rules: rules.collect::<Option<_>>()? })
     }
 }
 
@@ -307,7 +312,7 @@ mod tests {
             collections: &names(&["users", "plans"]),
             channels: &names(&["everyone", "user:7", "everyone"]),
         });
-        let basis = Basis { source: 1 << 63, rules: vec![u32::MAX, 0] };
+        let basis = Basis { log_id: u64::MAX - 1, source: 1 << 63, rules: vec![u32::MAX, 0] };
         let position = Position::new(77, 3);
         let at = Cursor { position, view: view.clone(), basis, inside: None };
         let inside = |fill| Cursor {

@@ -128,7 +128,10 @@ fn read(
     let follows = Follows::read(conn)?;
     follows.leave_out_unready(&mut view);
     // Read by other rules, which another log may have told it, or has since come under others.
-    let by_others = follows.rules(&request.at.view) != request.at.basis.rules
+    let Cursor { view: held, basis, .. } = request.at;
+    let mut read_by = held.collections.iter().zip(&basis.rules);
+    let by = read_by.find(|(name, _)| view.collections.contains(name)).map(|(_, &rules)| rules);
+    let by_others = by.is_some_and(|by| follows.rules(&view) != [by])
         || follows.ruled_seq(&view) > until;
     if view.collections.is_empty() || by_others || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);

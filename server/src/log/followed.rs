@@ -10,7 +10,9 @@
 //! - *ruled*: what the log had of the collection was put under other rules by this change. Older versions
 //!   are in channels of rules that hold no more: nobody is shown them.
 //! - *left*: rules that held before, and through which change. A cursor says by which rules its sender has
-//!   read, for another server's log may have come under others earlier, later or never.
+//!   read, for another server's log may have come under others earlier, later or never. This log's changes
+//!   lead a reader on where it stands under the same ones: what was deleted under others, or came to be
+//!   nobody's, is in the channels of those alone.
 
 use std::collections::HashMap;
 
@@ -36,7 +38,7 @@ CREATE TABLE followed (
 );
 ";
 /// Rules that a collection was under before which are remembered.
-const LEFT_MAX: usize = 16;
+const LEFT_MAX: usize = 64;
 /// Bytes of one of them: the change, the rules.
 const LEFT_LEN: usize = 12;
 
@@ -76,7 +78,7 @@ pub(super) struct StoredFollowed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Left {
     /// The last change under them.
-    through: u64,
+    pub(super) through: u64,
     /// [`rules_hash`].
     rules: u32,
 }
@@ -162,11 +164,20 @@ impl StoredFollowed {
         self.left.iter().flat_map(|left| left.to_bytes()).collect()
     }
 
-    /// Whether it is under these rules since the change `after`, or was at some time since: who stood there
-    /// by these rules is told all that was put under others.
-    fn has_been_under(&self, rules: u32, after: u64) -> bool {
-        rules_hash(&self.followed.rules) == rules
-            || self.left.iter().any(|left| left.rules == rules && left.through >= after)
+    /// Whether it was under these rules at the change `after`, where others may have ended.
+    fn was_under(&self, rules: u32, after: u64) -> bool {
+        let mut later = rules_hash(&self.followed.rules);
+        for left in &self.left {
+            if later == rules && after >= left.through {
+                return true;
+            }
+            if after > left.through {
+                return false;
+            }
+            later = left.rules;
+        }
+        // When the oldest that is remembered began is not, where there may have been older ones.
+        later == rules && self.left.len() < LEFT_MAX
     }
 }
 
@@ -300,7 +311,7 @@ impl Follows {
         ruled.map(|known| known.ruled_seq).max().unwrap_or(0)
     }
 
-    /// [`rules_hash`] of each of the view's collections, in its order; 0 for one that is not followed.
+    /// [`rules_hash`] of each of the view's collections, in its order; 0 for one that was never followed.
     pub(super) fn rules(&self, view: &View) -> Vec<u32> {
         let hash = |known: &StoredFollowed| rules_hash(&known.followed.rules);
         view.collections.iter().map(|&name| self.get(name).map_or(0, hash)).collect()
@@ -310,9 +321,8 @@ impl Follows {
     /// which another log may have told it.
     pub(super) fn leads_on_from(&self, view: &View, rules: &[u32], after: u64) -> bool {
         view.collections.iter().zip(rules).all(|(&name, &rules)| {
-            // What is not shown now is lost, whatever its rules were.
-            let shown = self.get(name).filter(|known| known.followed.whole);
-            shown.is_none_or(|known| known.has_been_under(rules, after))
+            // Of what was never followed nothing is told, neither what changes nor that it is lost.
+            self.get(name).is_none_or(|known| known.was_under(rules, after))
         })
     }
 }
@@ -328,12 +338,22 @@ pub(super) fn is_settled(conn: &Connection, seq: u64, view: &View) -> Result<boo
     Ok(!holds_any(conn, &unsettled, view)?)
 }
 
-/// The gap that a cluster time is in, of a collection that the view holds. One that has ended goes
-/// before one that is open: the reader is refused, whatever else is under way.
+/// The gap that a cluster time is in, of a collection that the view holds. One that has ended, or will not
+/// end as the collection is not followed any more, goes before one that is open: the reader is refused,
+/// whatever else is under way.
 pub(super) fn gap_at(conn: &Connection, time: u64, view: &View) -> Result<Option<Gap>, LogError> {
     let mut gaps = Stretch::all(conn, Measure::Gaps)?;
     gaps.retain(|gap| gap.from < time && gap.through.is_none_or(|through| time < through));
-    let (open, closed): (Vec<_>, Vec<_>) = gaps.iter().partition(|gap| gap.through.is_none());
+    if gaps.is_empty() {
+        return Ok(None);
+    }
+    let followed = StoredFollowed::all(conn)?;
+    let is_active = |gap: &Stretch| {
+        let is_it = |known: &&StoredFollowed| known.followed.collection == gap.collection;
+        followed.iter().find(is_it).is_none_or(|known| known.followed.active)
+    };
+    let (open, closed): (Vec<_>, Vec<_>) =
+        gaps.iter().partition(|gap| gap.through.is_none() && is_active(gap));
     if holds_any(conn, &closed, view)? {
         return Ok(Some(Gap::Closed));
     }

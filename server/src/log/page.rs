@@ -36,6 +36,8 @@ struct Plan {
     fill: Option<Fill>,
     /// What the reader has been reading with, until a regrant is told.
     old_view: View,
+    /// The log that told the reader what it holds.
+    log_id: u64,
     /// What the page is read with.
     follows: Follows,
 }
@@ -48,19 +50,18 @@ pub(super) struct Taker<'e> {
     looked_at: usize,
     /// The last entry's position.
     pub(super) last: Option<Position>,
-    /// Where the reader stands. What concerns what it has read past is told as of here: it may hold
-    /// versions of this place from another log, which takes its differences down at places of its own.
-    stands: Position,
+    /// What is told stands here at least.
+    floor: Position,
 }
 
 impl<'e> Taker<'e> {
     pub(super) fn new(limit: usize, emit: &'e mut dyn FnMut(&Entry<'_>) -> Flow) -> Self {
-        Self { limit, emit, count: 0, looked_at: 0, last: None, stands: Position::ZERO }
+        Self { limit, emit, count: 0, looked_at: 0, last: None, floor: Position::ZERO }
     }
 
     /// Gives an entry away; false when the page is full and ends before it.
     pub(super) fn take(&mut self, entry: Entry<'_>) -> bool {
-        let entry = Entry { position: entry.position.max(self.stands), ..entry };
+        let entry = Entry { position: entry.position.max(self.floor), ..entry };
         if self.count >= self.limit || (self.emit)(&entry) == Flow::Full {
             return false;
         }
@@ -111,8 +112,12 @@ pub(super) fn read(
     if recent.read().indexed_seq > state.indexed_seq {
         return Ok(None);
     }
-    let mut taker =
-        Taker { stands: plan.position, ..Taker::new(request.limit.max(1), emit) };
+    let mut taker = Taker::new(request.limit.max(1), emit);
+    if plan.log_id != state.log_id {
+        // Another log takes its differences down at places of its own: what its reader holds of a document
+        // may stand later than here, and would outlive what it gained or lost since.
+        taker.floor = plan.position;
+    }
     let mut rows = Rows::prepare(conn, recent, &state)?;
     if let Some(telling) = telling
         && let Stop::Full { done, .. } = telling.tell(conn, &mut rows, until, &mut taker)?
@@ -156,7 +161,8 @@ fn end_of_telling(plan: Plan, state: &LogState, done: u64, taker: &Taker<'_>) ->
     });
     let inside = Inside { log_id: state.log_id, seq: plan.after, fill };
     let position = taker.last.unwrap_or(plan.position);
-    let basis = basis(state, &plan.follows, &plan.old_view);
+    let ours = basis(state, &plan.follows, &plan.old_view);
+    let basis = Basis { log_id: plan.log_id, ..ours };
     let cursor = Cursor { position, view: plan.old_view, basis, inside: Some(inside) };
     // What is told of a changed view is no part of the way.
     PageEnd { filled: None, ..page_end(cursor, state, true, taker) }
@@ -164,7 +170,8 @@ fn end_of_telling(plan: Plan, state: &LogState, done: u64, taker: &Taker<'_>) ->
 
 /// What a reader of the view reads from.
 fn basis(state: &LogState, follows: &Follows, view: &View) -> Basis {
-    Basis { source: name_hash(&state.source), rules: follows.rules(view) }
+    let (log_id, source) = (state.log_id, name_hash(&state.source));
+    Basis { log_id, source, rules: follows.rules(view) }
 }
 
 /// The numbers of the (collection, channel) pairs that this log has ever seen.
@@ -299,13 +306,15 @@ fn plan(
         Since::Nothing => {
             let fill = Fill { until: head.seq, blank_through: head.seq, regrant: None };
             let (position, old_view) = (Position::ZERO, view.clone());
-            Ok(Plan { position, after: 0, fill: Some(fill), old_view, follows })
+            let log_id = state.log_id;
+            Ok(Plan { position, after: 0, fill: Some(fill), old_view, log_id, follows })
         }
         Since::Time(second) => {
             let position = Position::at_second(*second);
             let after = start(conn, state, request.operation_time, position)?;
             let fill = far_behind(after, ruled, head);
-            Ok(Plan { position, after, fill, old_view: view.clone(), follows })
+            let (old_view, log_id) = (view.clone(), state.log_id);
+            Ok(Plan { position, after, fill, old_view, log_id, follows })
         }
         Since::Cursor(cursor) => {
             let (after, fill) = match &cursor.inside {
@@ -323,7 +332,8 @@ fn plan(
                 }
             };
             let (position, old_view) = (cursor.position, cursor.view.clone());
-            let mut plan = Plan { position, after, fill, old_view, follows };
+            let log_id = cursor.basis.log_id;
+            let mut plan = Plan { position, after, fill, old_view, log_id, follows };
             regrant(&mut plan, view, head)?;
             Ok(plan)
         }

@@ -130,6 +130,7 @@ pub struct Reader {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    log_id: u64,
     /// Idle connections, at most [`IDLE_CONNECTIONS_MAX`].
     idle: Mutex<Vec<Connection>>,
     head: watch::Receiver<Head>,
@@ -144,13 +145,23 @@ struct Shared {
 impl Reader {
     pub(super) fn beside_writer(
         path: PathBuf,
+        log_id: u64,
         head: watch::Receiver<Head>,
         recent: SharedRecent,
         last_commits: LastCommits,
     ) -> Self {
         let idle = Mutex::default();
         let damage = watch::Sender::new(None);
-        let shared = Shared { path, idle, head, recent, last_commits, damage, _alone: None };
+        let shared = Shared {
+            path,
+            log_id,
+            idle,
+            head,
+            recent,
+            last_commits,
+            damage,
+            _alone: None,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -171,8 +182,23 @@ impl Reader {
         let last_commits = LastCommits::default();
         let damage = watch::Sender::new(None);
         let alone = Some(sender);
-        let shared = Shared { path, idle, head, recent, last_commits, damage, _alone: alone };
+        let shared = Shared {
+            path,
+            log_id: state.log_id,
+            idle,
+            head,
+            recent,
+            last_commits,
+            damage,
+            _alone: alone,
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The log's number: no other log has it, nor a copy of this one that was written to.
+    #[must_use]
+    pub fn log_id(&self) -> u64 {
+        self.shared.log_id
     }
 
     /// The end of what is committed; notified after each commit that moved it.

@@ -63,17 +63,20 @@ pub(super) fn salvage(
     let cut = cut_before(&old, &state, &lost, followed.as_deref())?;
     let options = LogOptions { source: state.source.clone(), retention: Duration::MAX };
     let (writer, _reader) = Writer::open(new_dir, &options)?;
-    let mut new = New { names, writer, ids: BTreeMap::new(), kept: 0 };
+    let left = followed.iter().flatten().flat_map(|known| &known.left);
+    let places = left.map(|left| (left.through, 0)).collect();
+    let mut new = New { names, writer, ids: BTreeMap::new(), kept: 0, places };
     new.begin(followed.as_deref())?;
     new.take_rows(&old, &state, cut, progress)?;
     let through = cut.map_or(state.head.seq, |cut| cut.seq);
     let high_water = cut.map_or(state.high_water, |cut| cut.position.cluster_time);
     new.delete_lost(lost.known.range(..=through).map(|(_, change)| change), high_water)?;
+    let rules_are_known = followed.is_some();
     new.follow(followed)?;
     new.list_aside(&old)?;
     // What lies behind the cut is told again, except by copies; what is unknown and not cut off, never.
     let from = if cut.is_none() && lost.unknown.is_some() { 0 } else { state.high_water };
-    let cursors_go_on = new.open_gaps(&old, from, high_water)? && from > 0;
+    let cursors_go_on = new.open_gaps(&old, from, high_water)? && from > 0 && rules_are_known;
     new.finish(&state, cut, high_water)?;
     let cut = cut.map(|cut| cut.position);
     Ok(Salvaged { kept: new.kept, lost: lost.count, cut, cursors_go_on })
@@ -172,6 +175,8 @@ struct New {
     /// Numbers here of numbers there.
     ids: BTreeMap<CollectionId, CollectionId>,
     kept: u64,
+    /// Where rules ended: the number of the last change there, and of the last one here that is not after it.
+    places: BTreeMap<u64, u64>,
 }
 
 impl New {
@@ -225,6 +230,9 @@ impl New {
             rules: row.rules,
         })?;
         self.kept += 1;
+        for (_, place) in self.places.range_mut(row.seq..) {
+            *place = self.writer.last_seq;
+        }
         if row.position <= state.trim.position {
             let seq = self.writer.last_seq;
             self.writer.trim = Trim { seq, position: state.trim.position };
@@ -304,19 +312,21 @@ impl New {
     /// Follows what the old log followed: readers go on seeing it, unsettled as it is.
     fn follow(&mut self, old: Option<Vec<StoredFollowed>>) -> Result<(), LogError> {
         self.writer.begin()?;
-        // Which versions are of older rules is not known any more: the latest ones are told. Nor through which
-        // change older rules held: who has read by them begins anew.
+        // Which versions are of older rules is not known any more: the latest ones are told.
         let ruled_seq = self.writer.last_seq;
         let known = match old {
-            Some(old) => old.into_iter().map(|stored| stored.followed).collect(),
+            Some(old) => old,
             // Nor which rules the latest are of: they are put under the configuration's at the start,
             // and nothing is shown before its copy's end.
             None => self.ids.keys().map(|&collection| unknown(collection)).collect::<Vec<_>>(),
         };
-        for followed in known {
-            let Some(&collection) = self.ids.get(&followed.collection) else { continue };
-            let followed = Followed { collection, ..followed };
-            StoredFollowed { followed, ruled_seq, left: Vec::new() }.write(&self.writer.conn)?;
+        for mut known in known {
+            let Some(&collection) = self.ids.get(&known.followed.collection) else { continue };
+            known.followed.collection = collection;
+            for left in &mut known.left {
+                left.through = self.places.get(&left.through).copied().unwrap_or(0);
+            }
+            StoredFollowed { ruled_seq, ..known }.write(&self.writer.conn)?;
         }
         Ok(())
     }
@@ -370,6 +380,7 @@ impl New {
 }
 
 /// A collection of which only the name is known.
-fn unknown(collection: CollectionId) -> Followed {
-    Followed { collection, active: true, whole: false, rules: String::new() }
+fn unknown(collection: CollectionId) -> StoredFollowed {
+    let followed = Followed { collection, active: true, whole: false, rules: String::new() };
+    StoredFollowed { followed, ruled_seq: 0, left: Vec::new() }
 }

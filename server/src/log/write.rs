@@ -189,6 +189,7 @@ impl Writer {
         let path = schema::log_path(dir);
         let reader = Reader::beside_writer(
             path,
+            writer.state.log_id,
             head_receiver,
             writer.shared.clone(),
             writer.last_commits.clone(),

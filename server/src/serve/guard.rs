@@ -14,7 +14,7 @@ use super::Parts;
 use super::errors::{ApiError, shown};
 
 /// Longest path and query, in bytes: a cursor read with a thousand channels, and names.
-const URI_BYTES_MAX: usize = 24 * 1024;
+const URI_BYTES_MAX: usize = 32 * 1024;
 /// All header names and values together, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Most header lines.

@@ -24,10 +24,15 @@ impl Log {
         let id = writer.collection("plans").unwrap();
         let mut log = Self { dir, writer, reader, id, time: 100 };
         log.writer.follow(id, "first").unwrap();
-        let finished = CopyState { finished: true, ..CopyState::default() };
-        log.writer.set_copy_state(id, finished).unwrap();
+        log.finish();
         log.commit(100);
         log
+    }
+
+    /// The copy has come to its end.
+    fn finish(&mut self) {
+        let finished = CopyState { finished: true, ..CopyState::default() };
+        self.writer.set_copy_state(self.id, finished).unwrap();
     }
 
     /// Nothing more happens until this second.
@@ -51,6 +56,23 @@ impl Log {
             rules: 0,
         };
         self.writer.append(&change).unwrap();
+    }
+
+    fn delete(&mut self, second: u64, id: i32) {
+        self.time = second;
+        let tombstone = rawdoc! { "_id": id };
+        let key = sort_key(tombstone.get("_id").unwrap().unwrap());
+        let change = NewChange {
+            position: Position::new(second << 32, 0),
+            wall_time_ms: 0,
+            collection: self.id,
+            key: &key,
+            body: Body::Delete(&tombstone),
+            channels: Channels::Named(&[]),
+            rules: 0,
+        };
+        self.writer.append(&change).unwrap();
+        self.commit(second);
     }
 
     /// A change of the source, at its second.
@@ -134,24 +156,65 @@ fn who_read_by_other_rules_is_told_what_changed_them_or_begins_anew() {
     let newer = here.all();
     assert_eq!(there.tells(&newer), Err(ResyncReason::RulesChanged), "by rules not known there");
 
+    for log in [&mut here, &mut there] {
+        log.put(145, 5, "everyone");
+    }
     there.rules(150, "second", 1);
-    assert_eq!(there.tells(&newer), Ok(vec![1]), "the same rules");
-    here.commit(160);
-    assert_eq!(here.tells(&there.all()), Ok(vec![]), "the same rules");
-    // Back again: who has read by what held between is told too.
-    there.commit(160);
+    // What was deleted there before the rules changed is in the channels of the old ones alone.
+    assert_eq!(there.tells(&newer), Err(ResyncReason::RulesChanged), "by new rules, before them");
+    for log in [&mut here, &mut there] {
+        log.put(160, 4, "everyone");
+    }
+    let both = here.all();
+    assert_eq!(there.tells(&both), Ok(vec![]), "the same rules on both sides");
+
+    // Back again: who stood where the others held is told too, and nobody who stood elsewhere.
     let between = there.all();
-    here.commit(170);
-    here.rules(180, "first", 1);
+    here.rules(170, "first", 1);
     assert_eq!(here.tells(&between), Ok(vec![1]));
-    assert_eq!(here.tells(&own), Ok(vec![3, 1]));
+    assert_eq!(here.tells(&own), Ok(vec![3, 5, 4, 1]));
+    assert_eq!(here.tells(&after), Err(ResyncReason::RulesChanged), "the first rules, between");
+}
+
+/// A reader by rules that this log came under later holds what was deleted here under the earlier ones,
+/// whose channels were others.
+#[test]
+fn what_was_deleted_under_other_rules_keeps_no_reader() {
+    let (mut here, mut there) = two();
+    there.rules(130, "second", 1);
+    here.commit(131);
+    there.put(140, 5, "new");
+    here.put(140, 5, "old");
+    let (held, since) = there.read(&Since::Nothing, &["new"]).unwrap();
+    assert_eq!(held.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [5]);
+    here.delete(150, 5);
+    here.rules(160, "second", 1);
+    let told = here.read(&since, &["new"]);
+    let is_refused = matches!(told, Err(ReadError::Resync(ResyncReason::RulesChanged)));
+    assert!(is_refused, "{told:?}: it would keep what is deleted");
+}
+
+/// What is not followed any more is not told: another log's reader, who holds later versions of it, is not
+/// left waiting for it.
+#[test]
+fn where_a_collection_is_not_followed_any_more_its_later_readers_begin_anew() {
+    let (mut here, mut there) = two();
+    let before = there.all();
+    here.writer.unfollow(here.id).unwrap();
+    here.commit(130);
+    there.put(140, 3, "everyone");
+    let later = there.all();
+    here.commit(150);
+    assert_eq!(here.tells(&later), Err(ResyncReason::CursorTooOld));
+    // It stood where the log still knew everything, and is told that all of it is lost.
+    assert_eq!(here.tells(&before), Ok(vec![1, 2]));
 }
 
 #[test]
 fn of_rules_that_were_left_the_last_are_remembered_across_a_restart() {
     let mut log = Log::of("rs0/invoify");
     let mut cursors = Vec::new();
-    for n in 0..20 {
+    for n in 0..70 {
         log.commit(200 + 10 * n);
         cursors.push(log.all());
         log.rules(205 + 10 * n, &format!("rules {n}"), 1);
@@ -160,11 +223,20 @@ fn of_rules_that_were_left_the_last_are_remembered_across_a_restart() {
         let known = cursors.iter().map(|since| log.tells(since));
         known.filter(|told| *told == Err(ResyncReason::RulesChanged)).count()
     };
-    assert_eq!(refused(&log), 4, "sixteen are known");
+    assert_eq!(refused(&log), 7, "of the oldest that is known, nobody knows when it began");
     let Log { dir, writer, id, time, .. } = log;
     drop(writer);
     let (writer, reader) = Writer::open(dir.path(), &options()).unwrap();
-    assert_eq!(refused(&Log { dir, writer, reader, id, time }), 4);
+    let log = Log { dir, writer, reader, id, time };
+    assert_eq!(refused(&log), 7);
+    let Log { dir, writer, .. } = log;
+    drop(writer);
+    rebuild(dir.path(), &mut |_, _| {}).unwrap();
+    let (writer, reader) = Writer::open(dir.path(), &options()).unwrap();
+    let mut log = Log { dir, writer, reader, id, time };
+    log.finish();
+    log.commit(log.time + 10);
+    assert_eq!(refused(&log), 7, "a rebuilt log knows it too");
 }
 
 /// Another log takes a difference down where it finds it, which is later than where this one has the
@@ -183,4 +255,9 @@ fn what_is_gained_and_lost_is_told_as_of_where_the_reader_stands() {
     for (id, position) in lost {
         assert!(position >= held[&id], "the delete of {id} at {position} is older than the row");
     }
+    // Its own readers are told where each change stands, as they would be from the beginning.
+    let (stood, _) = here.read(&Since::Nothing, &["everyone"]).unwrap();
+    let (_, blank) = here.read(&Since::Nothing, &["another"]).unwrap();
+    let (gained, _) = here.read(&blank, &["everyone"]).unwrap();
+    assert_eq!(gained, stood);
 }

@@ -53,12 +53,15 @@ pub(super) enum FromServer {
     Welcome {
         server_time: String,
         checkpoint: Position,
+        /// Whose frames follow.
+        log: String,
         /// Where the first frame follows from.
         after: Position,
         keepalive_seconds: u64,
         token_expires_in: u64,
     },
     Keepalive {
+        log: String,
         after: Position,
         through: Position,
         cursor: String,
@@ -77,9 +80,15 @@ impl FromServer {
     }
 }
 
+/// A log, as frames name it.
+pub(super) fn log_name(log_id: u64) -> String {
+    format!("{log_id:016x}")
+}
+
 /// What a `changes` frame says before its changes; `after` is exclusive.
-pub(super) fn begin_changes(after: Position) -> Vec<u8> {
-    format!(r#"{{"type":"changes","after":"{after}","changes":["#).into_bytes()
+pub(super) fn begin_changes(log_id: u64, after: Position) -> Vec<u8> {
+    let log = log_name(log_id);
+    format!(r#"{{"type":"changes","log":"{log}","after":"{after}","changes":["#).into_bytes()
 }
 
 /// What it says after them; `through` is inclusive.

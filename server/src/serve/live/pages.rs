@@ -151,7 +151,7 @@ impl Parts {
         memory: OwnedSemaphorePermit,
     ) -> Result<Result<Frame, u32>, ApiError> {
         let begin = || {
-            let begin = begin_changes(after);
+            let begin = begin_changes(self.reader.log_id(), after);
             PageWriter::begin_with(&self.rules, job.format, begin, bytes_max)
         };
         let (writer, end, is_ahead) = self.write_changes(job, begin)?;

@@ -17,7 +17,7 @@ use super::super::errors::ApiError;
 use super::super::page::Format;
 use super::super::query::{parse_format, parse_since};
 use super::super::read::PageJob;
-use super::frames::{FromClient, FromServer, Hello, begin_changes, end_changes};
+use super::frames::{FromClient, FromServer, Hello, begin_changes, end_changes, log_name};
 use super::hub::{News, Watch};
 use super::pages::{FIRST_FRAME_BYTES_MAX, FRAME_BYTES_MAX, LIMIT, position_of};
 use super::pulse::Pulse;
@@ -221,6 +221,7 @@ impl<'a> Session<'a> {
         let welcome = FromServer::Welcome {
             server_time: time_text(now_ms()),
             checkpoint: self.parts.reader.head().borrow().position,
+            log: log_name(self.parts.reader.log_id()),
             after: self.through,
             keepalive_seconds: KEEPALIVE.as_secs(),
             token_expires_in: self.identity.expires_in(now_ms()),
@@ -243,7 +244,8 @@ impl<'a> Session<'a> {
                 let cursor = cursor.moved_to(news.through);
                 if told.count > 0 {
                     self.parts.metrics.page(told.count, told.changes.len());
-                    let begin = begin_changes(self.through).into();
+                    let log_id = self.parts.reader.log_id();
+                    let begin = begin_changes(log_id, self.through).into();
                     let mut end = Vec::new();
                     end_changes(news.through.position, &cursor, true, &mut end);
                     self.send(socket, &[begin, told.changes.clone(), end.into()]).await?;
@@ -362,6 +364,7 @@ impl<'a> Session<'a> {
             // A read that found nothing to tell moves the cursor alone.
             self.through = self.through.max(cursor.position());
             let keepalive = FromServer::Keepalive {
+                log: log_name(self.parts.reader.log_id()),
                 after,
                 through: self.through,
                 cursor: cursor.to_string(),
