@@ -1,6 +1,5 @@
 //! Builds the parts and owns the tasks: configuration → log → capture → serve, and the way back.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use crate::capture::{self, CaptureError, CaptureParts, CheckError, check_source,
 use crate::config::{Config, ConfigError, LogConfig};
 use crate::log::{self, LogError, LogOptions, Reader, Writer};
 use crate::metrics::Metrics;
-use crate::scrub::{self, Scrub};
+use crate::scrub::{self, Memory, Scrub};
 use crate::serve::{self, Parts, Rate};
 use crate::status::{self, CopyProgress, StatusReceiver, StatusSender};
 
@@ -92,12 +91,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tell_what_the_log_says(&writer, &rules, &sender);
     let (checks, orders) = capture::checks();
     let (asked, scrubs) = scrub::requests();
+    let collections: Vec<_> = rules.iter().map(|rules| rules.name().to_owned()).collect();
     let scrub = Scrub {
         config: config.scrub.clone(),
-        collections: rules.iter().map(|rules| rules.name().to_owned()).collect(),
+        memory: Memory::load(&config.log.dir, &collections),
+        collections,
         checks,
         status: sender.clone(),
-        done_at: HashMap::new(),
     };
     let capture = tokio::spawn(capture::run(CaptureParts {
         config: config.source.clone(),

@@ -2,17 +2,23 @@
 //! In the background it is slow and keeps to its hours; when an operator asks it goes as fast as it can.
 //! The comparing itself is capture's (`capture/walk.rs`).
 
-use std::collections::HashMap;
+mod memory;
+
 use std::time::Duration;
 
+use bson::RawDocumentBuf;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{CheckOrder, CheckReport, CheckSender, Checked};
 use crate::config::ScrubConfig;
+use crate::metrics::now_ms;
 use crate::retry::jittered;
-use crate::status::{ScrubState, ScrubStatus, Scrubbed, SourcePhase, SourceStatus, StatusSender};
+use crate::status::{
+    ScrubState, ScrubStatus, Scrubbed, SourcePhase, SourceStatus, StatusReceiver, StatusSender,
+};
+
+pub use memory::Memory;
 
 /// Scrubs that are asked for and wait.
 const REQUESTS_MAX: usize = 4;
@@ -54,8 +60,17 @@ pub struct Scrub {
     pub checks: CheckSender,
     /// Where it says how it is.
     pub status: StatusSender,
-    /// When each collection was last compared.
-    pub done_at: HashMap<String, Instant>,
+    /// What was compared, and when.
+    pub memory: Memory,
+}
+
+/// How fast, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// Somebody waits.
+    Full,
+    /// As it is configured.
+    Slow,
 }
 
 impl Scrub {
@@ -65,6 +80,7 @@ impl Scrub {
         mut requests: mpsc::Receiver<ScrubRequest>,
         shutdown: CancellationToken,
     ) {
+        self.status.send_modify(|status| status.scrub.finished_at_ms = self.memory.last_ms());
         let mut next = None;
         loop {
             let request = match next.take() {
@@ -98,21 +114,25 @@ impl Scrub {
         every.clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX)
     }
 
-    /// One collection, within the hours: the one that was compared longest ago.
+    /// One collection, within the hours: the one that was compared longest ago. What they end is gone on
+    /// with where it was when they begin again.
     async fn scrub_what_is_due(&mut self) {
-        let Some(every) = self.config.every else { return };
-        if !self.config.hours.hold_at(crate::metrics::now_ms()) {
-            return;
-        }
-        let is_due = |name: &&String| {
-            self.done_at.get(*name).is_none_or(|done_at| done_at.elapsed() >= every)
-        };
-        let due = self.collections.iter().filter(is_due).min_by_key(|name| self.done_at.get(*name));
-        let Some(name) = due.cloned() else { return };
+        let Some(name) = self.due(now_ms()) else { return };
         self.begin(std::slice::from_ref(&name), false);
-        let report = self.compare(&name, Some(self.config.bytes_per_second)).await;
+        let report = self.compare(&name, Pace::Slow).await;
         self.tell(&name, report);
         self.end(report.is_some());
+    }
+
+    fn due(&self, now_ms: i64) -> Option<String> {
+        let every = i64::try_from(self.config.every?.as_millis()).unwrap_or(i64::MAX);
+        if !self.config.hours.hold_at(now_ms) {
+            return None;
+        }
+        let done_at = |name: &&String| self.memory.done_at_ms(name);
+        // A clock that was put back makes due what was done later.
+        let is_due = |name: &&String| !(0..every).contains(&(now_ms - done_at(name)));
+        self.collections.iter().filter(is_due).min_by_key(done_at).cloned()
     }
 
     async fn scrub_now(&mut self, request: ScrubRequest) {
@@ -125,7 +145,7 @@ impl Scrub {
         let _ = request.begun.send(number);
         let mut finished = true;
         for name in &names {
-            let report = self.compare(name, None).await;
+            let report = self.compare(name, Pace::Full).await;
             self.tell(name, report);
             finished &= report.is_some();
             if !finished {
@@ -135,47 +155,60 @@ impl Scrub {
         self.end(finished);
     }
 
-    /// Compares one collection; where that is cut off, on from there. `None`: the source is out of reach for too
-    /// long.
-    async fn compare(&self, name: &str, bytes_per_second: Option<u32>) -> Option<CheckReport> {
-        let compared = async {
-            let (mut total, mut after) = (CheckReport::default(), None);
-            loop {
-                let (done, checked) = oneshot::channel();
-                let (collection, after_this) = (name.to_owned(), after.clone());
-                let order = CheckOrder { collection, after: after_this, bytes_per_second, done };
-                self.checks.send(order).await.ok()?;
-                match checked.await {
-                    Ok(Checked::Whole(rest)) => return Some(total.and(rest)),
-                    Ok(Checked::CutOff(some, through)) => {
-                        total = total.and(some);
-                        after = Some(through);
-                    }
-                    Err(_) => {}
-                }
-                tokio::time::sleep(jittered(AGAIN_PAUSE)).await;
-            }
+    /// Compares one collection; where that is cut off, on from there. `None`: the source is out of reach for
+    /// too long, or the hours are over.
+    async fn compare(&mut self, name: &str, pace: Pace) -> Option<CheckReport> {
+        let begun = (pace == Pace::Slow).then(|| self.memory.part(name)).flatten();
+        let (mut total, mut after) = match begun {
+            Some((report, after)) => (report, Some(after)),
+            None => (CheckReport::default(), None),
         };
-        tokio::select! {
-            report = compared => report,
-            () = self.out_of_reach() => None,
+        let out_of_reach = out_of_reach(self.status.subscribe());
+        tokio::pin!(out_of_reach);
+        loop {
+            let checked = tokio::select! {
+                checked = self.check(name, after.clone(), pace) => checked,
+                () = &mut out_of_reach => return None,
+            };
+            match checked {
+                Some(Checked::Whole(rest)) => return Some(total.and(rest)),
+                Some(Checked::CutOff(some, through)) => {
+                    total = total.and(some);
+                    if pace == Pace::Slow {
+                        self.memory.cut_off(name, total, &through);
+                    }
+                    after = Some(through);
+                }
+                None => {}
+            }
+            if pace == Pace::Slow && !self.config.hours.hold_at(now_ms()) {
+                return None;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jittered(AGAIN_PAUSE)) => {}
+                () = &mut out_of_reach => return None,
+            }
         }
     }
 
-    /// Returns when the source has been out of reach for [`CUT_OFF_MAX`].
-    async fn out_of_reach(&self) {
-        let is_reached = |status: &SourceStatus| {
-            matches!(status.phase, SourcePhase::Following | SourcePhase::Copying)
+    /// One check; `None` where nothing came of it. Never ends where nobody takes it.
+    async fn check(
+        &self,
+        name: &str,
+        after: Option<RawDocumentBuf>,
+        pace: Pace,
+    ) -> Option<Checked> {
+        let (done, checked) = oneshot::channel();
+        let (bytes_per_second, hours) = match pace {
+            Pace::Full => (None, None),
+            Pace::Slow => (Some(self.config.bytes_per_second), Some(self.config.hours)),
         };
-        let mut status = self.status.subscribe();
-        loop {
-            // The sender is ours: it lives.
-            let _ = status.wait_for(|status| !is_reached(status)).await;
-            let back = status.wait_for(is_reached);
-            if tokio::time::timeout(CUT_OFF_MAX, back).await.is_err() {
-                return;
-            }
-        }
+        let collection = name.to_owned();
+        self.checks
+            .send(CheckOrder { collection, after, bytes_per_second, hours, done })
+            .await
+            .ok()?;
+        checked.await.ok()
     }
 
     fn begin(&self, names: &[String], asked_for: bool) -> u64 {
@@ -197,7 +230,7 @@ impl Scrub {
 
     fn tell(&mut self, name: &str, report: Option<CheckReport>) {
         let Some(report) = report else { return };
-        self.done_at.insert(name.to_owned(), Instant::now());
+        self.memory.done(name, now_ms());
         self.status.send_modify(|status| {
             let scrub = &mut status.scrub;
             scrub.mended_total += report.upserted + report.deleted;
@@ -216,8 +249,55 @@ impl Scrub {
             let scrub = &mut status.scrub;
             scrub.state = if finished { ScrubState::Finished } else { ScrubState::CutOff };
             if finished {
-                scrub.finished_at_ms = crate::metrics::now_ms();
+                scrub.finished_at_ms = now_ms();
             }
         });
+    }
+}
+
+/// Returns when the source has been out of reach for [`CUT_OFF_MAX`].
+async fn out_of_reach(mut status: StatusReceiver) {
+    let is_reached = |status: &SourceStatus| {
+        matches!(status.phase, SourcePhase::Following | SourcePhase::Copying)
+    };
+    loop {
+        let lost = status.wait_for(|status| !is_reached(status)).await.is_ok();
+        let back = status.wait_for(is_reached);
+        // Where nobody tells any more, it is the end too.
+        if !lost || tokio::time::timeout(CUT_OFF_MAX, back).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Hours;
+    use crate::{capture, status};
+
+    #[test]
+    fn the_collection_that_was_compared_longest_ago_is_next_within_the_hours() {
+        const HOUR: i64 = 3_600_000;
+        let dir = tempfile::tempdir().unwrap();
+        let collections = ["plans", "users"].map(str::to_owned).to_vec();
+        let config = ScrubConfig {
+            every: Some(Duration::from_secs(3_600)),
+            hours: Hours::parse("01:00-05:00").unwrap(),
+            bytes_per_second: 1,
+        };
+        let memory = Memory::load(dir.path(), &collections);
+        let (checks, status) = (capture::checks().0, status::channel().0);
+        let mut scrub = Scrub { config, collections, checks, status, memory };
+        let now = 30 * 24 * HOUR + 2 * HOUR;
+        let due = |scrub: &Scrub, at| scrub.due(at);
+        assert_eq!(due(&scrub, now).as_deref(), Some("plans"));
+        scrub.memory.done("plans", now);
+        assert_eq!(due(&scrub, now).as_deref(), Some("users"));
+        scrub.memory.done("users", now + 1);
+        assert_eq!(due(&scrub, now + HOUR - 1), None);
+        assert_eq!(due(&scrub, now + HOUR + 1).as_deref(), Some("plans"));
+        assert_eq!(due(&scrub, now + 4 * HOUR), None, "the hours are over");
+        assert_eq!(due(&scrub, now - HOUR).as_deref(), Some("plans"), "the clock was put back");
     }
 }

@@ -122,6 +122,8 @@ pub enum SourcePhase {
     Following,
     /// The source can't be reached; what the log has is served.
     Unreachable,
+    /// The source does not let us in, or read what we follow; what the log has is served.
+    Refused,
     /// The log can't be written (its disk is full, failing, read-only); what it has is served, and the
     /// source is followed again as soon as it can be.
     Unwritable,

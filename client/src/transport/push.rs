@@ -302,7 +302,12 @@ impl Socket {
                     if told.kind == "error" {
                         return Err(Refusal::read(text.as_bytes()).in_band());
                     }
-                    if self.log.as_ref().zip(told.log.as_ref()).is_some_and(|(ours, its)| ours != its) {
+                    if self
+                        .log
+                        .as_ref()
+                        .zip(told.log.as_ref())
+                        .is_some_and(|(ours, its)| ours != its)
+                    {
                         return Err(Failure::Garbage("a frame of another log".to_owned()));
                     }
                     return Ok((text, told));

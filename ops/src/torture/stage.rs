@@ -169,6 +169,8 @@ impl Stage {
             dir: Some(dir.join("mongod")),
             election_timeout: ELECTION_TIMEOUT,
             test_commands: true,
+            // What is deleted when its time is over is, within the second.
+            parameters: vec![("ttlMonitorSleepSecs".into(), "1".into())],
             ..MongodOptions::default()
         })
         .await?;

@@ -256,14 +256,12 @@ fn tell(status: &StatusSender, ended: &Ended, attempts: &Attempts) {
         // One lost connection is no news to anybody but the log.
         status.send_modify(|status| {
             status.trouble = Some(message.clone());
-            if matches!(
-                failure,
-                Failure::Interrupted
-                    | Failure::Silent
-                    | Failure::AccessRefused
-                    | Failure::SourceBehind
-            ) {
-                status.phase = SourcePhase::Unreachable;
+            match failure {
+                Failure::AccessRefused => status.phase = SourcePhase::Refused,
+                Failure::Interrupted | Failure::Silent | Failure::SourceBehind => {
+                    status.phase = SourcePhase::Unreachable;
+                }
+                _ => {}
             }
         });
     }

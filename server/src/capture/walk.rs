@@ -22,7 +22,9 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::copier::{Chunk, Order};
 use super::tail::Tail;
+use crate::config::Hours;
 use crate::log::{LogError, sort_key};
+use crate::metrics::now_ms;
 use crate::status::{CopyProgress, SourcePhase};
 
 /// Checks that wait for the tail.
@@ -38,6 +40,8 @@ pub struct CheckOrder {
     pub after: Option<RawDocumentBuf>,
     /// Read at most so much a second; `None`: as fast as it goes.
     pub bytes_per_second: Option<u32>,
+    /// It is cut off when these are over; `None`: never for that.
+    pub hours: Option<Hours>,
     /// Told at the end. Dropped where there is none and nothing was stored: the stream ended, or the
     /// collection is not followed or has to be copied anyway. Ask again then. A check whose asker has
     /// dropped the other end is given up.
@@ -49,7 +53,7 @@ pub struct CheckOrder {
 pub enum Checked {
     /// At the collection's end.
     Whole(CheckReport),
-    /// The stream ended before: everything through this `{_id: …}` is done, ask for the rest.
+    /// The stream or its hours ended before: everything through this `{_id: …}` is done, ask for the rest.
     CutOff(CheckReport, RawDocumentBuf),
 }
 
@@ -120,6 +124,7 @@ pub(super) struct Check {
     /// What of it is stored, with what was found up to there.
     stored: Option<(RawDocumentBuf, CheckReport)>,
     bytes_per_second: Option<u32>,
+    hours: Option<Hours>,
     pub(super) report: CheckReport,
     /// `None`: nobody asked but ourselves.
     done: Option<oneshot::Sender<Checked>>,
@@ -135,6 +140,7 @@ impl Check {
             done_through,
             stored: None,
             bytes_per_second: None,
+            hours: None,
             report: CheckReport::default(),
             done: None,
         }
@@ -266,7 +272,7 @@ impl Tail {
         }
         self.unknown_seen = order.after.is_none().then(HashSet::new);
         let mut check = Check::of(Due { collection, after: order.after });
-        check.bytes_per_second = order.bytes_per_second;
+        (check.bytes_per_second, check.hours) = (order.bytes_per_second, order.hours);
         check.done = Some(order.done);
         self.walk = Some(Walk::Check(check));
         self.order();
@@ -322,12 +328,17 @@ impl Tail {
             Some(Walk::Check(check)) if chunk.last => self.end_check(check)?,
             Some(Walk::Check(check)) if check.is_unwanted() => {}
             mut under_way => {
+                let mut is_over = false;
                 if let Some(Walk::Check(check)) = &mut under_way {
                     check.stored = check.done_through_id.clone().map(|id| (id, check.report));
+                    is_over = check.hours.is_some_and(|hours| !hours.hold_at(now_ms()));
                 }
                 self.walk = under_way;
-                self.tell_copies();
-                return Ok(());
+                if !is_over {
+                    self.tell_copies();
+                    return Ok(());
+                }
+                self.leave_check();
             }
         }
         self.walk_on();

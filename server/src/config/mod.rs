@@ -109,7 +109,7 @@ pub struct AccessConfig {
 pub struct ScrubConfig {
     /// Each collection is compared this often; `None`: never.
     pub every: Option<Duration>,
-    /// A comparison begins within these hours only.
+    /// It compares within these hours only.
     pub hours: Hours,
     /// What it reads of the source at most.
     pub bytes_per_second: u32,

@@ -131,8 +131,8 @@ fn read(
     let Cursor { view: held, basis, .. } = request.at;
     let mut read_by = held.collections.iter().zip(&basis.rules);
     let by = read_by.find(|(name, _)| view.collections.contains(name)).map(|(_, &rules)| rules);
-    let by_others = by.is_some_and(|by| follows.rules(&view) != [by])
-        || follows.ruled_seq(&view) > until;
+    let by_others =
+        by.is_some_and(|by| follows.rules(&view) != [by]) || follows.ruled_seq(&view) > until;
     if view.collections.is_empty() || by_others || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);
     }

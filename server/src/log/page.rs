@@ -398,11 +398,7 @@ fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
     }
 }
 
-fn go_on_inside(
-    state: &LogState,
-    inside: &Inside,
-    ruled: u64,
-) -> Result<Option<Fill>, ReadError> {
+fn go_on_inside(state: &LogState, inside: &Inside, ruled: u64) -> Result<Option<Fill>, ReadError> {
     let until = inside.fill.as_ref().map_or(inside.seq, |fill| fill.until);
     if inside.log_id != state.log_id || inside.seq > state.head.seq || until > state.head.seq {
         return Err(ReadError::Resync(ResyncReason::ForeignLog));
@@ -442,11 +438,7 @@ fn regrant(plan: &mut Plan, view: &View, head: Head) -> Result<(), ReadError> {
 }
 
 /// Compaction may have passed what a fill still has to read.
-fn too_old_by_now(
-    after: u64,
-    fill: Option<&Fill>,
-    state: &LogState,
-) -> Result<(), ReadError> {
+fn too_old_by_now(after: u64, fill: Option<&Fill>, state: &LogState) -> Result<(), ReadError> {
     let floor = match fill {
         // Its end when it began: it may have been put off since.
         Some(fill) if fill.blank_through > 0 && fill.regrant.is_none() => fill.blank_through,

@@ -152,16 +152,8 @@ impl Reader {
     ) -> Self {
         let idle = Mutex::default();
         let damage = watch::Sender::new(None);
-        let shared = Shared {
-            path,
-            log_id,
-            idle,
-            head,
-            recent,
-            last_commits,
-            damage,
-            _alone: None,
-        };
+        let shared =
+            Shared { path, log_id, idle, head, recent, last_commits, damage, _alone: None };
         Self { shared: Arc::new(shared) }
     }
 

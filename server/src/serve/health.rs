@@ -38,6 +38,9 @@ fn check_ready(parts: &Parts) -> Result<&'static str, ApiError> {
         }
         SourcePhase::Connecting => "the source has not answered yet",
         SourcePhase::Unreachable => "the source can't be reached",
+        SourcePhase::Refused => {
+            "the source refuses our user: its password or its rights are others now"
+        }
         SourcePhase::Failed => "the source can't be followed any more",
         // The store's words name no hosts, users or paths.
         SourcePhase::Unwritable => {
@@ -95,7 +98,10 @@ pub(super) fn not_serving(status: &SourceStatus, head: Head) -> Option<(String, 
         SourcePhase::Connecting => {
             ("not connected to the source yet".to_owned(), CONNECT_RETRY_SECONDS)
         }
-        SourcePhase::Unreachable | SourcePhase::Unwritable | SourcePhase::Failed => (
+        SourcePhase::Unreachable
+        | SourcePhase::Refused
+        | SourcePhase::Unwritable
+        | SourcePhase::Failed => (
             "the first copy is not finished and the source can't be followed".to_owned(),
             COPY_RETRY_SECONDS,
         ),

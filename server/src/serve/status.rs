@@ -89,6 +89,7 @@ pub(super) fn phase_text(phase: SourcePhase) -> &'static str {
         SourcePhase::Copying => "copying",
         SourcePhase::Following => "following",
         SourcePhase::Unreachable => "unreachable",
+        SourcePhase::Refused => "refused",
         SourcePhase::Unwritable => "unwritable",
         SourcePhase::Failed => "failed",
     }

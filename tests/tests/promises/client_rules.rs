@@ -170,10 +170,8 @@ async fn servers_whose_rules_differ_for_a_while_leave_nothing_hidden_in_a_replic
     const SHOWN: [Rules; 2] = [MARKS, ("invoices", &["user:{owner}"], &[])];
     const HIDDEN: [Rules; 2] = [MARKS, ("invoices", &["user:{owner}"], &["internal"])];
     let mut office = Office::open(&SHOWN).await;
-    let options = ServerOptions {
-        collections: toml(&SHOWN),
-        ..ServerOptions::following(&office.mongo, &[])
-    };
+    let options =
+        ServerOptions { collections: toml(&SHOWN), ..ServerOptions::following(&office.mongo, &[]) };
     let mut other = Server::start(options).await;
     let both = format!("{},{}", office.server.url(), other.url());
     office.client.stop().await;

@@ -116,7 +116,7 @@ async fn every_real_answer_is_as_the_document_says() {
     let inside = served.pull("ann", "limit=1&since=0").await["cursor"].as_str().unwrap().to_owned();
     let live = format!("?since={cursor}");
     let forged = format!("?since={}", inside.replacen(&inside[30..34], "zzzz", 1));
-    let long = format!("?since={}", "A".repeat(30_000));
+    let long = format!("?since={}", "A".repeat(40_000));
     let digest = format!("?collection=plans&at={cursor}");
     let range = format!("{digest}&depth=0&ranges=0&limit=1");
     let mut statuses = Vec::new();

@@ -36,7 +36,7 @@ async fn filled() -> Served {
 #[tokio::test]
 async fn parameters_that_make_no_sense_are_refused_by_name() {
     let served = filled().await;
-    let long = format!("since={}", "A".repeat(20_000));
+    let long = format!("since={}", "A".repeat(28 * 1024));
     for (query, code) in [
         ("since[$gt]=0", "invalid_since"),
         ("since%5B%24gt%5D=0", "invalid_since"),
@@ -184,7 +184,7 @@ async fn what_is_not_there_or_too_large_is_refused_with_the_same_body() {
             refused(answer, 405, "method_not_allowed", path).await;
         }
     }
-    let long = format!("/api/sync/pull?since={}", "A".repeat(30_000));
+    let long = format!("/api/sync/pull?since={}", "A".repeat(40_000));
     refused(http.get(url(&long)).send().await.unwrap(), 414, "uri_too_long", "a long URL").await;
     let large = http.get(url("/healthz")).header("x-large", "x".repeat(20_000));
     refused(large.send().await.unwrap(), 431, "headers_too_large", "a large header").await;
@@ -224,6 +224,11 @@ async fn a_log_that_is_whole_is_served_although_its_source_is_gone() {
     let message = body["error"]["message"].as_str().unwrap();
     assert!(message.contains("can't be reached"), "{message}");
     assert!(!message.contains("internal"), "strangers see this: {message}");
+    served.status.send_modify(|status| status.phase = SourcePhase::Refused);
+    assert_eq!(served.pull("ann", "").await["count"], 2);
+    let body = refused(served.get_as("ann", "/readyz").await, 503, "not_ready", "readyz").await;
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("refuses our user") && !message.contains("internal"), "{message}");
     // But not one whose first copy had only begun.
     served.status.send_modify(|status| {
         status.copies.insert("plans".into(), CopyProgress::default());

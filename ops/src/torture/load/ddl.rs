@@ -1,7 +1,7 @@
 //! Collections that are dropped, renamed, written over and made again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Database;
@@ -44,10 +44,11 @@ pub(super) async fn run(
         let pause = Duration::from_secs_f64(rng.random_range(DDL_PAUSE));
         let _ = over.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
-    // What can't be read can't be compared at the end either.
+    // What can't be read can't be compared at the end either, nor what goes away meanwhile.
     for name in ["churn", "churn2"] {
         let odd = site.database.collection::<Document>(name);
-        let unreadable = doc! { "$or": [{ "odd": true }, { "long": true }] };
+        let short_lived = doc! { "until": { "$exists": true } };
+        let unreadable = doc! { "$or": [{ "odd": true }, { "long": true }, short_lived] };
         while let Err(error) = odd.delete_many(unreadable.clone()).await {
             findings.note(&format!("ddl: the odd ones are still in {name}: {error}"));
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
@@ -55,7 +56,7 @@ pub(super) async fn run(
     }
 }
 
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 21] = [
     "insert many",
     "update many",
     "delete many",
@@ -74,6 +75,9 @@ const KINDS: [&str; 18] = [
     "$out from another database",
     "drop another database",
     "convert it to a capped one",
+    "collMod",
+    "deleted when their time is over",
+    "a busy neighbour",
 ];
 
 async fn change(
@@ -144,6 +148,19 @@ async fn change(
             let convert = doc! { "convertToCapped": "churn", "size": CAP };
             database.run_command(convert).await.map(drop)
         }
+        "collMod" => {
+            fill(database, "churn", rng, versions).await?;
+            let strict = if rng.random_bool(0.5) { "strict" } else { "moderate" };
+            let change = doc! { "collMod": "churn", "validator": { "v": { "$gt": 0 } }, "validationLevel": strict };
+            database.run_command(change).await.map(drop)
+        }
+        "deleted when their time is over" => expiring(database, rng, versions).await,
+        "a busy neighbour" => {
+            let busy = beside(database).collection::<Document>("busy");
+            let many = (0..2_000).map(|n| doc! { "n": n, "text": "b".repeat(500) });
+            busy.insert_many(many).await?;
+            busy.delete_many(doc! {}).await.map(drop)
+        }
         _ => {
             fill(database, "churn", rng, versions).await?;
             rename(database, "churn", "elsewhere").await?;
@@ -174,6 +191,20 @@ async fn fill(
     });
     let updates: Vec<Bson> = updates.collect();
     let write = doc! { "update": name, "updates": updates, "writeConcern": { "w": "majority" } };
+    database.run_command(write).await.map(drop)
+}
+
+/// Documents that MongoDB itself deletes after a second or two.
+async fn expiring(database: &Database, rng: &mut StdRng, versions: &Versions) -> Result<()> {
+    let index = doc! { "key": { "until": 1 }, "name": "until", "expireAfterSeconds": 1 };
+    database.run_command(doc! { "createIndexes": "churn", "indexes": [index] }).await?;
+    let until = bson::DateTime::from(SystemTime::now());
+    let some = (0..rng.random_range(5..80)).map(|n| {
+        let new = doc! { "v": next(versions), "text": "short-lived", "until": until };
+        Bson::Document(doc! { "q": { "_id": 10 * DOCUMENTS + n }, "u": new, "upsert": true })
+    });
+    let updates: Vec<Bson> = some.collect();
+    let write = doc! { "update": "churn", "updates": updates, "writeConcern": { "w": "majority" } };
     database.run_command(write).await.map(drop)
 }
 

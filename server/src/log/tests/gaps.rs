@@ -14,11 +14,7 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
         writer.set_tail(TailState { resume_token: None, high_water: time(second) }).unwrap();
         writer.commit().unwrap();
     };
-    let basis = || Basis {
-        log_id: 7,
-        source: name_hash(&options().source),
-        rules: vec![0],
-    };
+    let basis = || Basis { log_id: 7, source: name_hash(&options().source), rules: vec![0] };
     let read = |second: u64| {
         // Complete, as another log gave it out.
         let position = Position::new(time(second), 0);

@@ -1,10 +1,13 @@
 //! A part of a collection is compared with the source again, while it is served.
 
+use std::time::SystemTime;
+
 use bson::{Document, doc, rawdoc};
 use mongodb::Database;
 use tempfile::TempDir;
 use tidewire_protocol::Position;
 use tidewire_server::capture::{CheckOrder, CheckReport, Checked};
+use tidewire_server::config::Hours;
 use tidewire_server::log::{
     Body, Channels, CopyState, NewAside, NewChange, Since, Writer, sort_key,
 };
@@ -58,7 +61,8 @@ async fn spoiled(invoices: impl IntoIterator<Item = Document>) -> (Mongo, TempDi
 async fn check(capture: &Capture, after: Option<i32>) -> CheckReport {
     let (done, checked) = oneshot::channel();
     let (bytes_per_second, after) = (Some(50_000_000), after.map(|id| rawdoc! { "_id": id }));
-    let order = CheckOrder { collection: "invoices".into(), after, bytes_per_second, done };
+    let order =
+        CheckOrder { collection: "invoices".into(), after, bytes_per_second, hours: None, done };
     capture.checks.send(order).await.unwrap();
     let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
     let Ok(Checked::Whole(report)) = checked else { panic!("not to its end: {checked:?}") };
@@ -153,7 +157,7 @@ async fn a_check_that_the_stream_cuts_off_goes_on_from_where_it_was() {
     let (done, mut checked) = oneshot::channel();
     // About four seconds for 20 MB.
     let (collection, after, bytes_per_second) = ("invoices".into(), None, Some(5_000_000));
-    let order = CheckOrder { collection, after, bytes_per_second, done };
+    let order = CheckOrder { collection, after, bytes_per_second, hours: None, done };
     capture.checks.send(order).await.unwrap();
     eventually("some of it is done", PATIENCE, || async {
         let checking = capture.status.borrow().checking.clone();
@@ -165,6 +169,30 @@ async fn a_check_that_the_stream_cuts_off_goes_on_from_where_it_was() {
     let cut = mongo.fail_point("failCommand", doc! { "times": 1 }, cut).await;
     let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
     cut.off().await;
+    let Ok(Checked::CutOff(some, through)) = checked else { panic!("not cut off: {checked:?}") };
+    assert!(some.documents > 0 && some.documents < 200, "{some:?}");
+    let rest = check(&capture, through.get_i32("_id").ok()).await;
+    assert_eq!(some.documents + rest.documents, 200);
+    capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_is_cut_off_when_its_hours_are_over_and_goes_on_from_there() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let wide = |n: i32| doc! { "_id": n, "text": "x".repeat(100_000) };
+    insert(&mongo.db, "invoices", (0..200).map(wide)).await;
+    let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    // They ended an hour ago, whatever the time is.
+    let hour = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3_600;
+    let hours = format!("{:02}:00-{:02}:00", (hour + 22) % 24, (hour + 23) % 24);
+    let hours = Some(Hours::parse(&hours).unwrap());
+    let (done, checked) = oneshot::channel();
+    let (collection, after, bytes_per_second) = ("invoices".into(), None, None);
+    let order = CheckOrder { collection, after, bytes_per_second, hours, done };
+    capture.checks.send(order).await.unwrap();
+    let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
     let Ok(Checked::CutOff(some, through)) = checked else { panic!("not cut off: {checked:?}") };
     assert!(some.documents > 0 && some.documents < 200, "{some:?}");
     let rest = check(&capture, through.get_i32("_id").ok()).await;

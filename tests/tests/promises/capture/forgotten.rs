@@ -107,7 +107,7 @@ async fn a_chunk_whose_time_the_source_no_longer_holds_is_read_again_at_a_newer_
     // Slowly: each chunk of 4 MB comes longer after the last one than the source remembers.
     let (done, mut report) = oneshot::channel();
     let (collection, after, bytes_per_second) = ("invoices".into(), None, Some(2_000_000));
-    let order = CheckOrder { collection, after, bytes_per_second, done };
+    let order = CheckOrder { collection, after, bytes_per_second, hours: None, done };
     capture.checks.send(order).await.unwrap();
     let invoices = mongo.db.collection::<Document>("invoices");
     let (mut n, mut changes) = (0, 0);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use mongodb::Database;
 use tidewire_server::config::SourceConfig;
+use tidewire_server::status::SourcePhase;
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 
 use super::{
@@ -19,10 +20,11 @@ async fn admin(root: &Database, command: Document) {
     root.client().database("admin").run_command(command).await.expect("a command of root's");
 }
 
-/// Waits until the trouble is said, without the password; what the log has is still there.
+/// Waits until it is said that the source refuses us, without the password; what the log has is still there.
 async fn in_trouble(capture: &Capture, held: usize) {
     let trouble = eventually("the trouble is said", PATIENCE, || async {
-        capture.status.borrow().trouble.clone()
+        let status = capture.status.borrow();
+        status.trouble.clone().filter(|_| status.phase == SourcePhase::Refused)
     })
     .await;
     assert!(!trouble.contains("open sesame"), "{trouble}");
