@@ -1,10 +1,13 @@
-//! The named pipe of Windows. Its default rights let other users read and not write: they can't ask, and
-//! a session tells nothing to who has not asked.
+//! The named pipe of Windows, which its user alone may open.
+
+mod owner;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
+
+use owner::Rights;
 
 use super::EndpointError;
 
@@ -12,6 +15,7 @@ use super::EndpointError;
 #[derive(Debug)]
 pub struct Endpoint {
     name: PathBuf,
+    rights: Rights,
     /// The instance that the next app finds.
     next: NamedPipeServer,
 }
@@ -31,11 +35,13 @@ impl Endpoint {
     /// # Errors
     /// Somebody has that name, or the system says no.
     pub fn bind(name: &Path) -> Result<Self, EndpointError> {
-        let next = instance(name, true).map_err(|source| match source.kind() {
+        let failed = |source: io::Error| EndpointError::Io { path: name.to_owned(), source };
+        let rights = Rights::ours().map_err(failed)?;
+        let next = instance(name, &rights, true).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => EndpointError::InUse(name.to_owned()),
-            _ => EndpointError::Io { path: name.to_owned(), source },
+            _ => failed(source),
         })?;
-        Ok(Self { name: name.to_owned(), next })
+        Ok(Self { name: name.to_owned(), rights, next })
     }
 
     /// Where it listens.
@@ -47,11 +53,39 @@ impl Endpoint {
     /// The next app. Can be dropped while it waits.
     pub(super) async fn accept(&mut self) -> io::Result<NamedPipeServer> {
         self.next.connect().await?;
-        Ok(std::mem::replace(&mut self.next, instance(&self.name, false)?))
+        let next = instance(&self.name, &self.rights, false)?;
+        Ok(std::mem::replace(&mut self.next, next))
     }
 }
 
-fn instance(name: &Path, first: bool) -> io::Result<NamedPipeServer> {
+fn instance(name: &Path, rights: &Rights, first: bool) -> io::Result<NamedPipeServer> {
     let mut options = ServerOptions::new();
-    options.first_pipe_instance(first).reject_remote_clients(true).create(name)
+    rights.create(options.first_pipe_instance(first).reject_remote_clients(true), name)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::windows::named_pipe::ClientOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn our_user_is_let_in_again_and_again_and_the_name_is_taken_meanwhile() {
+        let name = Path::new(r"\\.\pipe\tidewire-test-of-the-pipe");
+        let mut endpoint = Endpoint::bind(name).expect("a pipe");
+        assert!(matches!(Endpoint::bind(name), Err(EndpointError::InUse(_))));
+        for _ in 0..3 {
+            let mut app = ClientOptions::new().open(name).expect("the same user");
+            let mut session = endpoint.accept().await.expect("an app");
+            app.write_all(b"ping").await.expect("asked");
+            let mut asked = [0; 4];
+            session.read_exact(&mut asked).await.expect("heard");
+            session.write_all(&asked).await.expect("answered");
+            app.read_exact(&mut asked).await.expect("told");
+            assert_eq!(&asked, b"ping");
+        }
+        drop(endpoint);
+        Endpoint::bind(name).expect("it is free again");
+    }
 }
