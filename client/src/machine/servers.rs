@@ -1,5 +1,5 @@
-//! Which of several servers is asked now, and which one after it. All of them follow the same source, so
-//! any of them can go on with any complete cursor.
+//! Which of several servers is asked now, and which one after it. All of them follow the same source under
+//! the same rules, so any of them can go on with any complete cursor.
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use rusqlite::Connection;
+use tidewire_protocol::ResyncReason;
 
 use super::cursor::View;
 use super::followed::{Follows, is_settled};
@@ -127,13 +128,11 @@ fn read(
     let mut view = View::of(&Scope::Channels { collections, channels: request.channels });
     let follows = Follows::read(conn)?;
     follows.leave_out_unready(&mut view);
-    // Read by other rules, which another log may have told it, or has since come under others.
-    let Cursor { view: held, basis, .. } = request.at;
-    let mut read_by = held.collections.iter().zip(&basis.rules);
-    let by = read_by.find(|(name, _)| view.collections.contains(name)).map(|(_, &rules)| rules);
-    let by_others =
-        by.is_some_and(|by| follows.rules(&view) != [by]) || follows.ruled_seq(&view) > until;
-    if view.collections.is_empty() || by_others || !is_settled(conn, until, &view)? {
+    if !follows.leads_on_from(&request.at.view, &request.at.basis.rules, until) {
+        return Err(ReadError::Resync(ResyncReason::RulesChanged));
+    }
+    let is_ruled_since = follows.ruled_seq(&view) > until;
+    if view.collections.is_empty() || is_ruled_since || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);
     }
     let mut done = request.from.map_or(0, |from| from.seq);

@@ -100,3 +100,91 @@ async fn no_reader_ever_sees_a_broken_total_whatever_is_killed() {
     println!("{reads} reads, {} transfers", done.load(Ordering::Relaxed));
     must_equal(&mongo.db, &Plan::everything(&["accounts"]), &client.db()).await;
 }
+
+/// What an app reads in one transaction: entries of the journal, the total, and how many accounts carry the
+/// mark that was set after the last entry.
+fn journal(client: &Client) -> (i64, i64, i64) {
+    let mut db = client.open().expect("the replica");
+    let db = db.transaction().expect("one moment");
+    let one = |sql: &str| db.query_row(sql, [], |row| row.get(0)).expect("read the replica");
+    let marked = "SELECT count(*) FROM accounts WHERE json_extract(_doc, '$.mark')";
+    (one("SELECT count(*) FROM journal"), one("SELECT sum(balance) FROM accounts"), one(marked))
+}
+
+/// How much of a catch-up is kept aside, and how often everything was copied.
+fn staged(client: &Client) -> (i64, i64) {
+    let db = client.open().expect("the replica");
+    let sql = "SELECT staged_rows, generation FROM _tidewire_state";
+    db.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("its state")
+}
+
+/// Farther behind than what is told change by change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_catch_up_is_one_step_for_readers_and_goes_on_where_it_was_killed() {
+    const ENTRIES: i64 = 42_000;
+    let mongo = mongo().await;
+    let accounts = mongo.db.collection::<Document>("accounts");
+    let rows = (0..ACCOUNTS).map(|id| doc! { "_id": id, "balance": EACH });
+    accounts.insert_many(rows).await.expect("open the accounts");
+    let entry = |id: i64| doc! { "_id": id, "text": "x".repeat(600) };
+    let entries = mongo.db.collection::<Document>("journal");
+    entries.insert_one(entry(0)).await.expect("insert");
+    let names = ["accounts", "journal"];
+    let server = Server::start(ServerOptions::following(&mongo, &names)).await;
+    let mut client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
+    client.sync_once().await;
+    let (before, after) = ((1, ACCOUNTS * EACH, 0), (ENTRIES, ACCOUNTS * EACH, ACCOUNTS));
+    assert_eq!(journal(&client), before);
+
+    let mut session = mongo.client.start_session().await.expect("a session");
+    for from in (1..ENTRIES).step_by(3_000) {
+        let some = (from..ENTRIES.min(from + 3_000)).map(entry);
+        entries.insert_many(some).await.expect("insert");
+        let parties = (from % ACCOUNTS, (from + 7) % ACCOUNTS, 5);
+        transfer(&mut session, &accounts, parties).await.expect("a transfer");
+    }
+    let mark = doc! { "$set": { "mark": true } };
+    accounts.update_many(doc! {}, mark).await.expect("the mark");
+
+    // The log has all of it when the client comes back.
+    eventually("another client has all of it", Duration::from_secs(120), || async {
+        let other = Client::new(&server.url(), &server.token(&Claims::of("asha")));
+        other.sync_once().await;
+        (journal(&other) == after).then_some(())
+    })
+    .await;
+
+    let (mut kept, mut killed_inside) = (0, 0);
+    for _ in 0..4 {
+        client.start();
+        eventually(
+            "more of it is kept aside, or all is there",
+            Duration::from_secs(120),
+            || async {
+                let now = journal(&client);
+                assert!(now == before || now == after, "half of a catch-up: {now:?}");
+                (now == after || staged(&client).0 > kept).then_some(())
+            },
+        )
+        .await;
+        client.kill().await;
+        let (now, (aside, copies)) = (journal(&client), staged(&client));
+        assert!(now == before || now == after, "half of a catch-up: {now:?}");
+        assert_eq!(copies, 1, "nothing is copied anew");
+        if now == after {
+            break;
+        }
+        assert!(aside > kept, "{aside} of {kept} are still aside: it goes on from there");
+        (kept, killed_inside) = (aside, killed_inside + 1);
+    }
+    assert!(killed_inside > 0, "it was never killed inside");
+    client.start();
+    eventually("all is there", Duration::from_secs(120), || async {
+        let now = journal(&client);
+        assert!(now == before || now == after, "half of a catch-up: {now:?}");
+        (now == after).then_some(())
+    })
+    .await;
+    assert_eq!(staged(&client), (0, 1));
+    must_equal(&mongo.db, &Plan::everything(&names), &client.db()).await;
+}

@@ -79,13 +79,8 @@ fn user() -> io::Result<String> {
     // SAFETY: the room is as large as is said and aligned for what is put there.
     #[expect(unsafe_code, reason = "the system's calls")]
     let told = unsafe {
-        let told = GetTokenInformation(
-            token,
-            TokenUser,
-            room.as_mut_ptr().cast(),
-            bytes,
-            &raw mut length,
-        );
+        let told =
+            GetTokenInformation(token, TokenUser, room.as_mut_ptr().cast(), bytes, &raw mut length);
         let told = succeeded(told);
         CloseHandle(token);
         told
