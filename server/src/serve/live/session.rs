@@ -30,11 +30,12 @@ use crate::metrics::{now_ms, time_text};
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// A socket hears something at least this often.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// A socket that has taken nothing of a frame for this long goes when memory is short.
+/// A socket that has had a frame for this long and not taken all of it goes when memory is short. Who reads
+/// slowly gets small ones.
 const STUCK: Duration = Duration::from_secs(1);
 /// Those who go because memory is short go within this time.
 const GOING: Duration = Duration::from_millis(400);
-/// A frame must be taken within this time; a socket that takes not a byte is dropped sooner.
+/// After that, a frame must be taken within this time; a socket that takes not a byte is dropped sooner.
 const TAKEN_MAX: Duration = Duration::from_secs(60);
 /// Told to those whom a stopping server sends away: seconds, spread evenly up to this many, or more
 /// where there are many: so many come again in a second.

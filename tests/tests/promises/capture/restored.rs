@@ -230,6 +230,41 @@ async fn a_source_that_was_restored_from_a_backup_is_noticed_and_the_log_follows
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_says_that_its_source_was_restored_and_its_clients_go_on() {
+    let mut mongo = mongo().await;
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let backup = back_up(&mut mongo).await;
+    insert(&mongo.db, "invoices", numbered(100..130)).await;
+    mongo.db.collection::<Document>("invoices").delete_one(doc! { "_id": 1 }).await.unwrap();
+    const SAID: &str = "it was restored from an older backup";
+    let mut options = ServerOptions::following(&mongo, &COLLECTIONS);
+    options.expected_errors.push(SAID.to_owned());
+    let mut server = Server::start(options).await;
+    let mut client = Client::new(&server.url(), &server.token(&Claims::of("ada")));
+    client.start();
+    client.reaches(&present(&mongo).await, PATIENCE).await;
+    must_equal(&mongo.db, &Plan::everything(&COLLECTIONS), &client.db()).await;
+
+    assert!(server.stop().await.success());
+    put_back(&mut mongo, &backup).await;
+    server.launch();
+    server.ready().await;
+    insert(&mongo.db, "invoices", numbered(500..501)).await;
+    let sql = "SELECT group_concat(_id) FROM (SELECT _id FROM invoices WHERE _id IN ('~1', '~129', '~500') ORDER BY _id)";
+    eventually("the replica is the restored source", PATIENCE, || async {
+        let db = client.open().ok()?;
+        let held: Option<String> = db.query_row(sql, [], |row| row.get(0)).ok()?;
+        (held.as_deref() == Some("~1,~500")).then_some(())
+    })
+    .await;
+    must_equal(&mongo.db, &Plan::everything(&COLLECTIONS), &client.db()).await;
+    assert_eq!(copies(&client), 1, "no copy was made anew");
+    let said = server.log_text();
+    assert!(said.contains(SAID), "{said}");
+    client.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_ahead_of_its_source_waits_for_the_sources_time_and_then_compares_everything() {
     let mongo = mongo().await;
     let dir = dir();
