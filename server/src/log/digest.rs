@@ -8,7 +8,8 @@ use tidewire_protocol::ResyncReason;
 
 use super::cursor::View;
 use super::followed::{Follows, is_settled};
-use super::page::{Taker, merge, shared_head, start_of};
+use super::page::{Taker, merge, shared_head};
+use super::plan::start_of;
 use super::recent::SharedRecent;
 use super::rows::{Decision, Row, Rows};
 use super::state::LogState;

@@ -23,6 +23,7 @@ mod lost;
 mod merge;
 mod news;
 mod page;
+mod plan;
 mod postings;
 mod quarantine;
 #[cfg(test)]
