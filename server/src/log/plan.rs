@@ -106,7 +106,8 @@ fn start(
     if position == state.head.position {
         return Ok(state.head.seq);
     }
-    Ok(seq_at(conn, state.head.seq, position)?)
+    // The one at the trim point may be gone itself.
+    Ok(seq_at(conn, state.head.seq, position)?.max(state.trim.seq))
 }
 
 /// The last change at or before a complete cursor that any log of the source may have given out.

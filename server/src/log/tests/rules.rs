@@ -239,6 +239,23 @@ fn of_rules_that_were_left_the_last_are_remembered_across_a_restart() {
     assert_eq!(refused(&log), 7, "a rebuilt log knows it too");
 }
 
+#[test]
+fn who_stands_where_all_since_the_rules_changed_is_compacted_goes_on() {
+    let mut log = Log::of("rs0/invoify");
+    for (second, id) in [(105, 7), (110, 1), (120, 2)] {
+        log.put(second, id, "everyone");
+    }
+    log.delete(125, 2);
+    log.rules(130, "second", 1);
+    log.delete(140, 1);
+    log.commit(150);
+    let since = log.all();
+    log.put(160, 8, "everyone");
+    while log.writer.compact(Position::new(145 << 32, 0), 1_000).unwrap().more {}
+    log.commit(170);
+    assert_eq!(log.tells(&since), Ok(vec![8]));
+}
+
 /// Another log takes a difference down where it finds it, which is later than where this one has the
 /// change: a reader that comes from there keeps the version of the later place.
 #[test]
