@@ -19,6 +19,7 @@ const IDLE_CONNECTIONS_MAX: usize = 8;
 const SNAPSHOT_TRIES_MAX: usize = 16;
 
 /// Where a reader starts.
+#[expect(clippy::large_enum_variant, reason = "one for a request, and most are cursors")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
     /// From nothing: each live document once.
