@@ -73,8 +73,8 @@ impl Mongo {
         let on = doc! { "configureFailPoint": name, "mode": mode.into(), "data": data };
         let index = self.set.primary().await.expect("a primary");
         let client = self.set.nodes()[index].client();
-        client.database("admin").run_command(on).await.expect("set the failpoint");
-        FailPoint { name: name.to_owned(), client }
+        let answer = client.database("admin").run_command(on).await.expect("set the failpoint");
+        FailPoint { name: name.to_owned(), client, before: count(&answer) }
     }
 
     /// Fails `commands` with error `code`, with labels where there are any (`failCommand`).
@@ -101,9 +101,24 @@ impl Mongo {
 pub struct FailPoint {
     name: String,
     client: Client,
+    /// What it had failed before it was switched on.
+    before: i64,
 }
 
 impl FailPoint {
+    /// Waits until it has failed `times` commands, the last of them perhaps still under way.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub async fn fired(&self, times: i64) {
+        let wait = doc! {
+            "waitForFailPoint": &self.name, "timesEntered": self.before + times, "maxTimeMS": 60_000,
+        };
+        let waited = self.client.database("admin").run_command(wait).await;
+        waited
+            .unwrap_or_else(|error| panic!("{} has not failed {times} times: {error}", self.name));
+    }
+
     /// Switches it off; how often it has failed something.
     ///
     /// # Panics
@@ -112,7 +127,12 @@ impl FailPoint {
         let off = doc! { "configureFailPoint": self.name, "mode": "off" };
         let admin = self.client.database("admin");
         let answer = admin.run_command(off).await.expect("switch the failpoint off");
-        let count = answer.get("count").unwrap_or_else(|| panic!("how often? {answer}"));
-        count.as_i32().map(i64::from).or(count.as_i64()).expect("a number")
+        count(&answer) - self.before
     }
+}
+
+/// How often a failpoint has failed something since its node was started.
+fn count(answer: &Document) -> i64 {
+    let count = answer.get("count").unwrap_or_else(|| panic!("how often? {answer}"));
+    count.as_i32().map(i64::from).or(count.as_i64()).expect("a number")
 }

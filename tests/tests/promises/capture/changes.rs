@@ -9,6 +9,7 @@ use tidewire_server::access::channels::Rules;
 use tidewire_server::log::{Body, Scope, Since};
 use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo, mongo_with};
 
+use super::faults::change_stream;
 use super::{
     COLLECTIONS, Capture, PATIENCE, collections, dir, insert, numbered, source, source_state,
 };
@@ -78,7 +79,12 @@ async fn a_source_without_exact_deltas_is_followed_by_dotted_paths() {
     let inside = doc! { "$set": { "a.b": 2, "list.1": "two" }, "$unset": { "gone": "" } };
     mongo.db.collection::<Document>("invoices").update_many(doc! {}, inside).await.unwrap();
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    refused.off().await;
+    assert_eq!(refused.off().await, 1);
+    let stage = change_stream(&mongo).await;
+    assert!(
+        !stage.contains_key("showRawUpdateDescription"),
+        "another command was refused: {stage}"
+    );
     capture.stop().await;
 }
 

@@ -12,31 +12,39 @@ use tidewire_tests::harness::{
 
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered};
 
-/// Getting the next batch fails `times` times with `code` (0: the connection is cut).
-async fn must_go_on(mongo: &Mongo, code: i32, labels: &[&str], times: i32) {
+/// Getting the stream's next batch fails as `how` says, only after a while: what is written as soon as the
+/// failure has begun waits for a stream that does not hear of it. The test's own reads go on.
+pub(super) fn failing_late(how: Document) -> Document {
+    let mut data = doc! {
+        "failCommands": ["getMore"], "appName": "tidewire",
+        "blockConnection": true, "blockTimeMS": 200,
+    };
+    data.extend(how);
+    data
+}
+
+/// Getting the next batch fails `times` times with `code` (0: the connection is cut), while changes wait.
+async fn must_go_on(mongo: &Mongo, code: i32, labels: &[&str], times: i64) {
     let dir = dir();
     insert(&mongo.db, "invoices", numbered(0..100)).await;
     let capture = Capture::start(mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let cursor = capture.read(&Since::Nothing, |_, _, _| {});
-    let mut data = doc! {
-        "failCommands": ["getMore"],
-        // The test's own reads go on.
-        "appName": "tidewire",
-    };
-    match code {
-        0 => data.insert("closeConnection", true),
-        code => data.insert("errorCode", code),
-    };
+    let mut data = failing_late(match code {
+        0 => doc! { "closeConnection": true },
+        code => doc! { "errorCode": code },
+    });
     if !labels.is_empty() {
         data.insert("errorLabels", labels.to_vec());
     }
     let fail = mongo.fail_point("failCommand", doc! { "times": times }, data).await;
+    fail.fired(1).await;
     let invoices = mongo.db.collection::<Document>("invoices");
     invoices.update_many(doc! {}, doc! { "$inc": { "n": 1 } }).await.unwrap();
     insert(&mongo.db, "invoices", numbered(100..200)).await;
+    fail.fired(times).await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    fail.off().await;
+    assert_eq!(fail.off().await, times);
     let mut changes = 0;
     capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
     assert_eq!(changes, 200, "each change once");
@@ -85,7 +93,7 @@ async fn refused(mongo: &Mongo, times: i32) -> (Document, Vec<Position>) {
 }
 
 /// The `$changeStream` that is being waited at.
-async fn change_stream(mongo: &Mongo) -> Document {
+pub(super) async fn change_stream(mongo: &Mongo) -> Document {
     let stage = |operation: &Document| {
         let cursor = operation.get_document("cursor").ok()?;
         let command = cursor.get_document("originatingCommand").ok()?;

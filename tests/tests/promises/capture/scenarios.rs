@@ -6,6 +6,7 @@ use mongodb::Collection;
 use tidewire_server::log::{Body, Since};
 use tidewire_tests::harness::{Mongo, mongo};
 
+use super::faults::failing_late;
 use super::{COLLECTIONS, Capture, dir, insert, numbered};
 
 /// Every error code by which MongoDB may end a stream that can be resumed, with whether it says so
@@ -46,17 +47,18 @@ async fn a_stream_goes_on_exactly_after_every_error_that_it_can_survive() {
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let mut cursor = capture.read(&Since::Nothing, |_, _, _| {});
     for (n, (code, labelled)) in SURVIVED.into_iter().enumerate() {
-        let mut data =
-            doc! { "failCommands": ["getMore"], "errorCode": code, "appName": "tidewire" };
+        let mut data = failing_late(doc! { "errorCode": code });
         if labelled {
             data.insert("errorLabels", vec!["ResumableChangeStreamError"]);
         }
         // The second one ends the stream that the first one's end opened.
         let fail = mongo.fail_point("failCommand", doc! { "times": 2 }, data).await;
+        fail.fired(1).await;
         let id = 100 + n as i32;
         insert(&mongo.db, "invoices", [doc! { "_id": id }]).await;
+        fail.fired(2).await;
         capture.caught_up(&mongo.db).await;
-        fail.off().await;
+        assert_eq!(fail.off().await, 2, "{code}, labelled: {labelled}");
         let mut told = Vec::new();
         cursor = capture.read(&Since::Cursor(cursor), |_, _, body| told.push(shown(body)));
         assert_eq!(told, [format!("{id}")], "after {code}, labelled: {labelled}");
