@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
+use futures::TryStreamExt;
 use mongodb::options::{ClientOptions, WriteConcern};
 use mongodb::{Client as Driver, Database};
 use serde_json::Value;
@@ -19,6 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// From the fault to the first write of a new primary in the log: the election and the majority's
 /// agreement are MongoDB's, and a machine that runs much else needs more for both.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(25);
+/// From the acknowledgement of a new primary's first write to that write in the log, which takes milliseconds where
+/// the server has heard of that primary.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
+/// A stream at a primary that fell silent ends at last by the watchdog, or by the driver's own doubts about the node,
+/// which take three seconds at least: a new primary that is there before this is heard of first.
+const ELECTED_IN_TIME: Duration = Duration::from_millis(2_500);
 const DOCUMENTS: i32 = 40;
 
 /// Three nodes, a server that follows them, a client, and one who writes all along.
@@ -129,6 +136,24 @@ impl Set {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
+    /// Waits until the server's stream is open at the node of `database`.
+    async fn is_followed_at(&self, database: &Database) {
+        let streams = [
+            doc! { "$currentOp": { "idleCursors": true } },
+            doc! { "$match": {
+                "appName": "tidewire",
+                "cursor.originatingCommand.pipeline.0.$changeStream": { "$exists": true },
+            } },
+        ];
+        eventually("the stream is at the new primary", PATIENCE, || async {
+            let admin = database.client().database("admin");
+            let streams: Vec<Document> =
+                admin.aggregate(streams.clone()).await.ok()?.try_collect().await.ok()?;
+            (!streams.is_empty()).then_some(())
+        })
+        .await;
+    }
+
     async fn lag(&self) -> f64 {
         let url = format!("{}/api/sync/status", self.server.url());
         let http = reqwest::Client::new();
@@ -151,10 +176,20 @@ async fn becomes_primary(node: &Node) -> Database {
     }
 }
 
+/// How an old primary goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Leaves {
+    /// Its connections end, or go on as a secondary's.
+    ByTelling,
+    /// It says nothing any more: only the others can tell.
+    Silently,
+}
+
 /// The primary, which is where the server's stream is, goes in one way and comes back: the log goes on
-/// without it. Figures are printed, for those who run it alone.
+/// without it, at the new one, as soon as there is one. Figures are printed, for those who run it alone.
 async fn goes_on_without_the_primary(
     what: &str,
+    leaves: Leaves,
     go: impl AsyncFnOnce(&mut Mongo, usize),
     come_back: impl AsyncFnOnce(&mut Mongo, usize),
 ) {
@@ -178,6 +213,13 @@ async fn goes_on_without_the_primary(
         (told - written).as_secs_f64(),
     );
     assert!(told < GOES_ON_WITHIN, "{what}: {told:?}");
+    assert!(told - written < FOLLOWED_WITHIN, "{what}: {:?} after the write", told - written);
+    if leaves == Leaves::Silently && elected < ELECTED_IN_TIME {
+        let heard = set.server.log_text().contains("another node has become the primary");
+        assert!(heard, "{what}: nobody has heard of the new primary, the stream ended otherwise");
+    }
+    // One that stepped down would tell what it hears itself, for ever.
+    set.is_followed_at(&database).await;
     set.write().await;
     set.goes_on().await;
     come_back(&mut set.mongo, primary).await;
@@ -194,7 +236,7 @@ async fn when_the_primary_steps_down_the_log_goes_on_with_every_change_once() {
         // It may cut the connection that asked for it.
         let _ = mongo.set.nodes()[primary].admin(command).await;
     };
-    goes_on_without_the_primary("step-down", go, async |_, _| {}).await;
+    goes_on_without_the_primary("step-down", Leaves::ByTelling, go, async |_, _| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +247,7 @@ async fn when_the_primary_is_killed_the_log_goes_on_with_every_change_once() {
     let come_back = async |mongo: &mut Mongo, primary: usize| {
         mongo.node(primary).restart().await.expect("start it");
     };
-    goes_on_without_the_primary("kill -9", go, come_back).await;
+    goes_on_without_the_primary("kill -9", Leaves::ByTelling, go, come_back).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,7 +258,7 @@ async fn when_the_primary_is_stopped_the_log_goes_on_with_every_change_once() {
     let come_back = async |mongo: &mut Mongo, primary: usize| {
         mongo.node(primary).resume().expect("let it go on");
     };
-    goes_on_without_the_primary("SIGSTOP", go, come_back).await;
+    goes_on_without_the_primary("SIGSTOP", Leaves::Silently, go, come_back).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,7 +270,10 @@ async fn when_the_primary_is_in_a_black_hole_the_log_goes_on_with_every_change_o
     };
     let come_back = async |_: &mut Mongo, _| drop(hole.borrow_mut().take());
     if BlackHole::of(9).is_some() {
-        goes_on_without_the_primary("black hole", go, come_back).await;
+        // No other bound than for the others: not a connection ends, but the two that are left tell the driver
+        // by their own connections. What takes longer here, a majority's agreement without the lost one, is over
+        // when the write is acknowledged, where that bound begins.
+        goes_on_without_the_primary("black hole", Leaves::Silently, go, come_back).await;
     }
 }
 
