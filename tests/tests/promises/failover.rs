@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use futures::TryStreamExt;
-use mongodb::options::{ClientOptions, WriteConcern};
+use mongodb::options::{Acknowledgment, ClientOptions, WriteConcern};
 use mongodb::{Client as Driver, Database};
 use serde_json::Value;
 use tidewire_ops::mongod::Node;
@@ -126,6 +126,28 @@ impl Set {
             self.read().await;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Has these nodes take nothing from the others any more, or go on.
+    async fn replicates(&self, nodes: &[usize], goes_on: bool) {
+        let mode = if goes_on { "off" } else { "alwaysOn" };
+        for node in nodes {
+            let producer = doc! { "configureFailPoint": "stopReplProducer", "mode": mode };
+            self.mongo.set.nodes()[*node].admin(producer).await.expect("it obeys");
+        }
+    }
+
+    /// Has the nodes wait for the primary's word for longer than a test takes: a machine that runs much else is
+    /// no reason for another primary.
+    async fn elects_nobody(&self, primary: usize) {
+        let node = &self.mongo.set.nodes()[primary];
+        let found = node.admin(doc! { "replSetGetConfig": 1 }).await.expect("a configuration");
+        let mut config = found.get_document("config").expect("it").clone();
+        let version = config.get_i32("version").expect("a version");
+        config.insert("version", version + 1);
+        let settings = config.get_document_mut("settings").expect("settings");
+        settings.insert("electionTimeoutMillis", 600_000);
+        node.admin(doc! { "replSetReconfig": config }).await.expect("another configuration");
     }
 
     async fn ready(&self) -> (u16, Value) {
@@ -322,6 +344,96 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
     must_come_through(&set).await;
 }
 
+/// How a write is acknowledged by one node, once it is in its journal.
+fn by_the_primary_alone() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Nodes(1)).journal(true).build()
+}
+
+/// The number after `name` in the metrics.
+async fn metric(set: &Set, name: &str) -> f64 {
+    let text = set.server.metrics().await;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
+}
+
+/// For how many seconds the source has committed nothing, as the server says by being not ready for that.
+async fn standstill(set: &Set) -> Option<i64> {
+    let (status, said) = set.ready().await;
+    let message = said["error"]["message"].as_str().filter(|_| status == 503)?;
+    let seconds = message.strip_prefix("the source has committed nothing for ")?;
+    let seconds = seconds.strip_suffix(" s: it has no majority; what the log has is served")?;
+    seconds.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_primary_alone_has_is_told_only_when_a_majority_has_it_and_the_standstill_is_said()
+{
+    let mut set = Set::start().await;
+    set.write().await;
+    set.goes_on().await;
+    let primary = set.mongo.set.primary().await.expect("a primary");
+    let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
+    set.elects_nobody(primary).await;
+    set.replicates(&others, false).await;
+    let before = set.written.clone();
+    let alone = set.mongo.set.nodes()[primary].client().database("invoify");
+    let counters = alone.collection::<Document>("counters");
+    let more = (1_000..1_010).map(|id| doc! { "_id": id, "v": 1_i64 });
+    let more = counters.insert_many(more).write_concern(by_the_primary_alone());
+    more.await.expect("w: 1");
+    let next = counters.update_many(doc! { "_id": { "$lt": 1_000 } }, doc! { "$inc": { "v": 1 } });
+    next.write_concern(by_the_primary_alone()).await.expect("w: 1");
+    set.written.values_mut().for_each(|version| *version += 1);
+    set.written.extend((1_000..1_010).map(|id| (id, 1)));
+
+    let still = eventually("it is said why", PATIENCE, || standstill(&set)).await;
+    assert!(still >= 25, "{still} s");
+    eventually("the standstill grows", PATIENCE, || async {
+        standstill(&set).await.filter(|seconds| *seconds > still + 1)
+    })
+    .await;
+    // The operators' page and those who ask for the status see it grow, too.
+    let lag = metric(&set, "tidewire_lag_seconds").await;
+    assert!(lag >= 25.0 && set.lag().await >= lag, "{lag}");
+    eventually("the lag grows", PATIENCE, || async {
+        (metric(&set, "tidewire_lag_seconds").await > lag + 1.0).then_some(())
+    })
+    .await;
+    // The primary is the same all along, and has no other's word for what was written.
+    let hello = set.mongo.set.nodes()[primary].admin(doc! { "hello": 1 }).await.expect("hello");
+    assert!(hello.get_bool("isWritablePrimary").expect("an answer"), "{hello}");
+    let last = hello.get_document("lastWrite").expect("its last write");
+    let date = |of: &str| last.get_datetime(of).expect("a date").timestamp_millis();
+    let (majority, newest) = (date("majorityWriteDate"), date("lastWriteDate"));
+    assert!(majority < newest, "nothing is proven: {last}");
+    // A reader who goes on, one who begins, and the replica: they have what a majority has.
+    set.read().await;
+    let (status, page) = set.server.pull(&set.token, "since=0&limit=1000").await;
+    assert_eq!(status, 200, "{page}");
+    let versions = page["changes"].as_array().expect("changes").iter();
+    let versions = versions.map(|change| change["payload"]["v"].as_i64().expect("a version"));
+    let versions: Vec<i64> = versions.collect();
+    let sum = |text: &str| -> (i64, i64) {
+        let db = set.client.open().expect("a replica");
+        db.query_row(text, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("counters")
+    };
+    let wanted = (before.len() as i64, before.values().sum::<i64>());
+    assert_eq!((set.seen.len() as i64, set.seen.values().sum::<i64>()), wanted);
+    assert_eq!((versions.len() as i64, versions.iter().sum::<i64>()), wanted);
+    assert_eq!(sum("SELECT count(*), sum(_doc ->> '$.v') FROM counters"), wanted);
+
+    set.replicates(&others, true).await;
+    set.goes_on().await;
+    assert_eq!(set.seen.len(), set.written.len());
+    eventually("the server is ready again", PATIENCE, || async {
+        (set.ready().await.0 == 200).then_some(())
+    })
+    .await;
+    set.write().await;
+    set.goes_on().await;
+    must_come_through(&set).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_is_rolled_back_is_never_in_the_log() {
     let mut set = Set::start().await;
@@ -329,24 +441,17 @@ async fn a_write_that_is_rolled_back_is_never_in_the_log() {
     set.goes_on().await;
     let primary = set.mongo.set.primary().await.expect("a primary");
     let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
-    for node in &others {
-        let stop = doc! { "configureFailPoint": "stopReplProducer", "mode": "alwaysOn" };
-        set.mongo.set.nodes()[*node].admin(stop).await.expect("stop it from replicating");
-    }
+    set.replicates(&others, false).await;
     // Acknowledged by the primary, in its journal, and nowhere else.
     let alone = set.mongo.set.nodes()[primary].client().database("invoify");
     let alone = alone.collection::<Document>("counters");
-    let journaled = WriteConcern::builder().w(mongodb::options::Acknowledgment::Nodes(1));
-    let journaled = journaled.journal(true).build();
+    let journaled = by_the_primary_alone();
     let lost = (1_000..1_050).map(|id| doc! { "_id": id, "v": 0_i64 });
     alone.insert_many(lost).write_concern(journaled.clone()).await.expect("w: 1");
     let spoil = doc! { "$set": { "v": 1_000_000_i64 } };
     alone.update_many(doc! {}, spoil).write_concern(journaled).await.expect("w: 1");
     set.mongo.node(primary).kill().await.expect("kill it");
-    for node in &others {
-        let go_on = doc! { "configureFailPoint": "stopReplProducer", "mode": "off" };
-        set.mongo.set.nodes()[*node].admin(go_on).await.expect("let it replicate");
-    }
+    set.replicates(&others, true).await;
     set.mongo.set.primary().await.expect("another primary");
     // What was lost can't be passed over unseen: versions must follow each other.
     set.write().await;
