@@ -72,6 +72,19 @@ impl Daemon {
         }
     }
 
+    /// The next commit that it tells.
+    ///
+    /// # Panics
+    /// When none comes in time.
+    pub async fn changes(&mut self) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["method"] == "changes" {
+                return message["params"].clone();
+            }
+        }
+    }
+
     async fn next(&mut self) -> Value {
         let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await;
         let line = line.expect("a line in time").expect("a line").expect("the daemon runs");

@@ -5,14 +5,19 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use bson::{Document, doc};
+use nix::sys::signal::Signal;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use tidewire::{ChangedRows, State, SyncClient, Value};
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
     Claims, Client, Daemon, Mongo, Server, ServerOptions, eventually, mongo, must_equal, program,
 };
 
 const NAMES: [&str; 2] = ["users", "plans"];
+/// What [`spoil`] leaves wrong.
+const SPOILT: [&str; 4] = ["~11", "~7", "~8", "~9999"];
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn stack() -> (Mongo, Server, Client) {
     let mongo = mongo().await;
@@ -86,16 +91,52 @@ async fn what_was_not_compared_for_a_day_is_compared_whenever_the_client_runs() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_client_mends_by_itself_it_tells_its_apps() {
-    let (mongo, _server, client) = stack().await;
+    let (mongo, mut server, client) = stack().await;
     spoil(&client);
     a_day_later(&client);
+    // Nothing is compared before somebody listens.
+    server.signal(Signal::SIGSTOP);
     let mut daemon = Daemon::start(&client).await;
     daemon.call("getStatus", serde_json::json!({})).await;
+    server.signal(Signal::SIGCONT);
+    let changes = daemon.changes().await;
+    let rows = serde_json::json!([{ "collection": "users", "table": "users", "ids": SPOILT }]);
+    assert_eq!(
+        (&changes["everything"], &changes["collections"]),
+        (&false.into(), &rows),
+        "{changes}"
+    );
     let told = daemon.tells(|status| status.get("verified").is_some()).await;
     let verified = &told["verified"];
     assert_eq!((&verified["differences"], &verified["mended"]), (&4.into(), &4.into()), "{told}");
     let asked = daemon.call("getStatus", serde_json::json!({})).await;
     assert_eq!(asked["verified"], *verified, "who asks later is told too");
+    must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_hears_of_mended_rows_as_of_any_commit_and_its_live_queries_run_again() {
+    let (mongo, server, client) = stack().await;
+    spoil(&client);
+    let app = SyncClient::builder(server.url()).token_file(client.token_file());
+    let app = app.replica(client.db()).start().expect("a client");
+    app.status().wait_for(|status| status.state == State::Live).await.expect("it runs");
+    let mut users = app.watch("SELECT count(*), sum(name LIKE 'user %') FROM users");
+    let mut counts = async || {
+        let rows = tokio::time::timeout(PATIENCE, users.next()).await.expect("a result in time");
+        rows.expect("it runs").expect("rows").rows.concat()
+    };
+    assert_eq!(counts().await, [Value::Integer(1_999), Value::Integer(1_997)]);
+    let mut changes = app.changes();
+    let verified = app.verify().await.expect("a comparison");
+    assert_eq!((verified.differences, verified.mended), (4, 4));
+    let changed = tokio::time::timeout(PATIENCE, changes.next()).await.expect("in time");
+    let changed = changed.expect("it runs");
+    let ids = Some(SPOILT.map(str::to_owned).to_vec());
+    let users = ChangedRows { collection: "users".into(), table: "users".into(), ids };
+    assert_eq!((changed.everything, &changed.collections), (false, &vec![users]));
+    assert_eq!(counts().await, [Value::Integer(2_000), Value::Integer(2_000)]);
+    app.stop().await.expect("an end in order");
     must_equal(&mongo.db, &Plan::everything(&NAMES), &client.db()).await;
 }
 
