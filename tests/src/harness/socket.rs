@@ -61,8 +61,16 @@ impl Socket {
     /// # Panics
     /// When the server does not welcome it.
     pub async fn open(url: &str, token: &str, since: &str) -> Self {
+        Self::open_with(url, token, json!({ "type": "hello", "since": since })).await
+    }
+
+    /// The same with a hello that says more.
+    ///
+    /// # Panics
+    /// When the server does not welcome it.
+    pub async fn open_with(url: &str, token: &str, hello: Value) -> Self {
         let mut socket = Self::connect(socket_request_as(url, token)).await.expect("a socket");
-        socket.send(json!({ "type": "hello", "since": since })).await;
+        socket.send(hello).await;
         let welcome = socket.frame().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
         assert!(welcome["after"].is_string(), "{welcome}");

@@ -267,6 +267,58 @@ async fn frames_that_make_no_sense_end_the_socket_with_4400() {
 }
 
 #[tokio::test]
+async fn a_hello_that_names_collections_is_told_of_no_other_with_a_new_token_neither() {
+    let mut served = Served::start().await;
+    let plan = |served: &mut Served, n: u64, id: i32| {
+        served.put(at(n), "plans", &rawdoc! { "_id": id });
+        served.commit(at(n));
+    };
+    invoice(&mut served, 1, 1, "ada");
+    plan(&mut served, 2, 2);
+    // One that may not be seen is no more than left out, where another may be.
+    let hello = json!({ "type": "hello", "since": "0", "collections": ["plans", "vault"] });
+    let mut socket = Socket::open_with(&served.url, &token("ada"), hello).await;
+    assert_eq!(kinds(&until_complete(&mut socket).await), [("upsert", "~2")]);
+    invoice(&mut served, 3, 3, "ada");
+    plan(&mut served, 4, 4);
+    assert_eq!(until(&mut socket, "~4").await, ["~4"]);
+    let admin = sign(SECRET, &Claims::of("ada").role("admin")).expect("a token");
+    socket.send(json!({ "type": "auth", "token": admin })).await;
+    invoice(&mut served, 5, 5, "bob");
+    plan(&mut served, 6, 6);
+    let told = until(&mut socket, "~6").await;
+    assert!(!told.contains(&"~1".to_owned()) && !told.contains(&"~5".to_owned()), "{told:?}");
+}
+
+#[tokio::test]
+async fn two_sockets_hear_of_one_commit_each_in_the_format_of_its_hello() {
+    let mut served = Served::start().await;
+    invoice(&mut served, 1, 1, "ada");
+    let mut sockets = Vec::new();
+    for format in ["json", "ejson"] {
+        let hello = json!({ "type": "hello", "since": "0", "format": format });
+        sockets.push(Socket::open_with(&served.url, &token("ada"), hello).await);
+    }
+    let payloads = |n: i32| {
+        let number = |kind: &str| json!({ (kind): n.to_string() });
+        let extended =
+            json!({ "_id": number("$numberInt"), "userId": "ada", "n": number("$numberLong") });
+        [json!({ "_id": n, "userId": "ada", "n": n }), extended]
+    };
+    // What was there, and what is news to both at once.
+    for n in [1, 2, 3] {
+        if n > 1 {
+            invoice(&mut served, u64::try_from(n).unwrap(), n, "ada");
+        }
+        for (socket, payload) in sockets.iter_mut().zip(payloads(n)) {
+            let (changes, complete) = socket.changes().await;
+            let told: Vec<&Value> = changes.iter().map(|change| &change["payload"]).collect();
+            assert_eq!((told, complete), (vec![&payload], true));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_socket_without_a_hello_is_closed_after_ten_seconds() {
     let mut served = Served::start().await;
     served.commit(at(1));
