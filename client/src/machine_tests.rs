@@ -116,6 +116,132 @@ fn every_failure_leads_to_its_own_state() {
     }
 }
 
+fn filling() -> Resume {
+    Resume { initialized: true, filling: true, partial: true, since: String::new() }
+}
+
+/// A machine in each of the states in which something is asked for; what it asks from.
+fn asking() -> [(Machine, State, &'static str); 5] {
+    let mut starting = Machine::new(options());
+    starting.on(Event::Opened(Resume::default()));
+    assert_eq!(starting.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+    let mut syncing = live(options());
+    syncing.on(fetched("c2", 5, true, false));
+    syncing.on(applied(false));
+    let mut polling = live(Options { poll_only: true, ..options() });
+    assert_eq!(polling.on(Event::Timer), [pull("c1", NONE)]);
+    let mut resyncing = live(options());
+    resyncing.on(failed(Failure::Resync(ResyncReason::CursorTooOld)));
+    resyncing.on(Event::Opened(filling()));
+    assert_eq!(resyncing.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+    let all = [
+        (starting, State::Starting, ""),
+        (syncing, State::Syncing, "c2"),
+        (live(options()), State::Live, "c1"),
+        (polling, State::Polling, "c1"),
+        (resyncing, State::Resyncing, ""),
+    ];
+    for (machine, state, _) in &all {
+        assert_eq!(machine.state(), *state);
+    }
+    all
+}
+
+#[test]
+fn a_failure_leads_to_the_same_state_from_every_other_and_the_next_page_back() {
+    let lost = [
+        unreachable(),
+        Failure::Garbage("a portal".into()),
+        Failure::Server { status: 500, message: "oh".into() },
+    ];
+    for failure in lost {
+        for (mut machine, state, since) in asking() {
+            armed(&machine.on(failed(failure.clone())));
+            assert_eq!(machine.state(), State::Offline, "{state:?}: {failure}");
+            assert_eq!(machine.on(Event::Timer), [pull(since, NONE)], "{state:?}: {failure}");
+            assert_eq!(machine.state(), State::Offline, "{state:?}: until something has come");
+            let complete = matches!(state, State::Live | State::Polling);
+            machine.on(fetched("c9", 1, !complete, complete));
+            machine.on(applied(complete));
+            let back = if state == State::Starting { State::Syncing } else { state };
+            assert_eq!(machine.state(), back, "{failure}");
+        }
+    }
+    let refused = [
+        Failure::Unauthorized("expired".into()),
+        Failure::Challenged("a gateway".into()),
+        Failure::Forbidden("nothing".into()),
+    ];
+    for failure in refused {
+        for (mut machine, state, _) in asking() {
+            machine.on(failed(failure.clone()));
+            assert_eq!(machine.state(), State::NeedsAuth, "{state:?}: {failure}");
+        }
+    }
+    for (mut machine, state, _) in asking() {
+        let old = machine.on(failed(Failure::Resync(ResyncReason::CursorTooOld)));
+        assert_eq!(old, [Action::BeginFill], "{state:?}");
+        // A copy that follows another without success waits.
+        let slowly = machine.on(Event::Opened(filling()));
+        assert_eq!(matches!(slowly[..], [Action::Arm(_)]), state == State::Resyncing, "{state:?}");
+        assert_eq!(machine.state(), State::Resyncing, "{state:?}");
+    }
+}
+
+#[test]
+fn a_busy_server_leaves_the_state_as_it_was_and_a_client_that_was_out_of_reach_is_back() {
+    for was_offline in [false, true] {
+        for (mut machine, state, since) in asking() {
+            if was_offline {
+                machine.on(failed(unreachable()));
+                assert_eq!(machine.on(Event::Timer), [pull(since, NONE)]);
+                assert_eq!(machine.state(), State::Offline, "{state:?}");
+            }
+            armed(&machine.on(failed(busy(3))));
+            let left = if state == State::Starting { State::Syncing } else { state };
+            assert_eq!((machine.state(), machine.online()), (left, true), "{was_offline}");
+            assert_eq!(machine.on(Event::Timer), [pull(since, NONE)], "{state:?}");
+        }
+    }
+}
+
+#[test]
+fn another_users_token_begins_from_nothing_whatever_was_under_way() {
+    for (mut machine, state, _) in asking() {
+        let begun = machine.on(Event::TokenSet(Resume::default()));
+        assert_eq!(begun, [Action::CancelPull, Action::FetchCollections], "{state:?}");
+        let shown = if state == State::Starting { state } else { State::Syncing };
+        assert_eq!(machine.state(), shown, "{state:?}");
+        assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)], "{state:?}");
+    }
+    for failure in [Failure::Unauthorized("expired".into()), busy(60), unreachable()] {
+        for (mut machine, state, _) in asking() {
+            machine.on(failed(failure.clone()));
+            let begun = machine.on(Event::TokenSet(Resume::default()));
+            assert_eq!(begun, [Action::FetchCollections], "{state:?}: {failure}");
+            // Where no server answers, nobody knows yet whether one answers her.
+            let shown = if failure == unreachable() { State::Starting } else { State::Syncing };
+            assert_eq!((machine.state(), machine.error()), (shown, None), "{state:?}: {failure}");
+            assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+        }
+    }
+}
+
+#[test]
+fn a_wake_asks_at_once_a_busy_server_too() {
+    for (mut machine, state, since) in asking() {
+        let hung_up = [Action::CancelPull, pull(since, NONE)];
+        assert_eq!(machine.on(Event::Woke), hung_up, "{state:?}");
+        for failure in [busy(60), unreachable()] {
+            armed(&machine.on(failed(failure.clone())));
+            assert_eq!(machine.on(Event::Woke), [pull(since, NONE)], "{state:?}: {failure}");
+        }
+        // Its delay is the same as ever after that, for everybody else.
+        armed(&machine.on(failed(busy(60))));
+        assert_eq!(machine.on(Event::PullNow), [], "{state:?}");
+    }
+}
+
 #[test]
 fn a_refused_token_is_never_tried_again_by_itself() {
     let mut machine = live(options());
@@ -213,8 +339,7 @@ fn a_cursor_that_is_too_old_starts_a_copy_beside_the_old_data() {
     let mut machine = live(options());
     let old = failed(Failure::Resync(ResyncReason::CursorTooOld));
     assert_eq!(machine.on(old), [Action::BeginFill]);
-    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
-    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Opened(filling())), [Action::FetchCollections]);
     assert_eq!(machine.state(), State::Resyncing);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
     machine.on(fetched("n1", 5, false, true));
@@ -238,11 +363,10 @@ fn inside_a_catch_up_a_foreign_log_costs_only_what_was_not_complete() {
 #[test]
 fn resyncs_that_follow_each_other_slow_down() {
     let mut machine = live(options());
-    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
     for round in 0..5 {
         let failure = Failure::Resync(ResyncReason::RulesChanged);
         assert_eq!(machine.on(failed(failure)), [Action::BeginFill]);
-        let actions = machine.on(Event::Opened(filling.clone()));
+        let actions = machine.on(Event::Opened(filling()));
         if round == 0 {
             assert_eq!(actions, [Action::FetchCollections]);
         } else {
@@ -617,8 +741,7 @@ fn a_token_is_renewed_on_the_open_socket() {
 fn a_rebuild_copies_anew_beside_the_old_data() {
     let mut machine = pushed();
     assert_eq!(machine.on(Event::Rebuild), [Action::CancelPull, Action::BeginFill]);
-    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
-    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Opened(filling())), [Action::FetchCollections]);
     assert_eq!(machine.state(), State::Resyncing);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
 }
@@ -635,8 +758,7 @@ fn a_list_of_collections_that_comes_after_a_rebuild_has_begun_is_none_of_its_own
         [],
         "what is pulled now follows the old cursor"
     );
-    let filling = Resume { initialized: true, filling: true, partial: true, since: String::new() };
-    assert_eq!(machine.on(Event::Opened(filling)), [Action::FetchCollections]);
+    assert_eq!(machine.on(Event::Opened(filling())), [Action::FetchCollections]);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
     assert_eq!(machine.on(Event::Collections(Ok(()))), [], "once");
 }
