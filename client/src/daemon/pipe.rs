@@ -5,7 +5,7 @@ mod owner;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
+use tokio::net::windows::named_pipe::{ClientOptions, NamedPipeServer, ServerOptions};
 
 use owner::Rights;
 
@@ -35,6 +35,10 @@ impl Endpoint {
     /// # Errors
     /// Somebody has that name, or the system says no.
     pub fn bind(name: &Path) -> Result<Self, EndpointError> {
+        // Wine lets a second one be the first of a name.
+        if ClientOptions::new().open(name).is_ok() {
+            return Err(EndpointError::InUse(name.to_owned()));
+        }
         let failed = |source: io::Error| EndpointError::Io { path: name.to_owned(), source };
         let rights = Rights::ours().map_err(failed)?;
         let next = instance(name, &rights, true).map_err(|source| match source.kind() {
@@ -66,7 +70,6 @@ fn instance(name: &Path, rights: &Rights, first: bool) -> io::Result<NamedPipeSe
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::windows::named_pipe::ClientOptions;
 
     use super::*;
 
@@ -75,6 +78,8 @@ mod tests {
         let name = Path::new(r"\\.\pipe\tidewire-test-of-the-pipe");
         let mut endpoint = Endpoint::bind(name).expect("a pipe");
         assert!(matches!(Endpoint::bind(name), Err(EndpointError::InUse(_))));
+        // That one looked in, and is gone.
+        endpoint.accept().await.expect("who looked");
         for _ in 0..3 {
             let mut app = ClientOptions::new().open(name).expect("the same user");
             let mut session = endpoint.accept().await.expect("an app");

@@ -482,6 +482,7 @@ fn a_damaged_file_is_made_anew_and_never_served() {
     filled(&path);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    drop(file);
     assert_eq!(open(&path).resume(), super::Resume::default());
 }
 
