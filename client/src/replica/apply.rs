@@ -113,32 +113,40 @@ impl Writer {
             self.start_fill()?;
         }
         self.progress.applied += rows_of(page);
+        let complete = head.complete && !self.would_go_back(page);
         if self.progress.fill.is_some() {
             self.apply_rows(page, Side::Shadow)?;
             self.advance_fill(page);
-            if head.complete {
+            if complete {
                 self.swap()?;
             }
-        } else if head.complete {
+        } else if complete {
             self.unstage()?;
             self.apply_rows(page, Side::Live)?;
         } else {
             self.stage(page)?;
         }
-        if head.complete {
+        if complete {
             self.complete(page);
         }
         if let Some(batch) = &mut self.batch {
             batch.rows += head.count as u64;
             batch.bytes += page.bytes();
         }
-        if head.complete || self.progress.fill.is_none() || self.batch_is_full() {
+        if complete || self.progress.fill.is_none() || self.batch_is_full() {
             self.commit()?;
         }
-        if head.complete {
+        if complete {
             self.give_back_space()?;
         }
-        Ok(Applied { complete: head.complete, count: head.count as u64 })
+        Ok(Applied { complete, count: head.count as u64 })
+    }
+
+    /// A copy that has not come to where readers are yet, while the server has more, does not take the place
+    /// of what they see. Where it has no more, it is another history, or the server is behind: it is taken.
+    fn would_go_back(&self, page: &Page) -> bool {
+        let Progress { fill, position, .. } = &self.progress;
+        fill.is_some() && page.head().has_more && page.last_position() < *position
     }
 
     /// Writes changes of one collection, in their order.

@@ -178,9 +178,10 @@ fn live_through(source: &mut Source, steps: &[Step], strict: bool) -> Result<(),
             Step::Pull(limit) | Step::Twice(limit) => {
                 let resume = writer.resume();
                 let page = source.page(&resume.since, limit);
-                writer.apply(&page).unwrap();
-                if page.head().complete {
-                    shown = Some(parse(&page.head().cursor).after);
+                if writer.apply(&page).unwrap().complete {
+                    let after = Some(parse(&page.head().cursor).after);
+                    prop_assert!(!page.head().has_more || shown <= after, "it goes back");
+                    shown = after;
                     complete_cursors.push(page.head().cursor.clone());
                     if matches!(step, Step::Twice(_)) {
                         writer.apply(&page).unwrap();

@@ -156,6 +156,29 @@ fn a_catch_up_is_shown_all_at_once() {
 }
 
 #[test]
+fn a_copy_that_is_not_where_readers_are_yet_takes_their_place_when_it_is_or_there_is_no_more() {
+    for (last, has_more, takes_over) in [(4, true, false), (5, true, true), (4, false, true)] {
+        let (_folder, path) = place();
+        let mut writer = open(&path);
+        let reader = stranger(&path);
+        writer.apply(&page(&[upsert("u", "a", 5, r#"{"v":5}"#)], "p5", false, true)).unwrap();
+        let before = dump(&reader);
+        writer.begin_fill().unwrap();
+        let copy = [upsert("u", "b", 3, r#"{"v":3}"#), upsert("u", "c", last, r#"{"v":4}"#)];
+        let applied = writer.apply(&page(&copy, "q4", has_more, true)).unwrap();
+        assert_eq!((applied.complete, dump(&reader) != before), (takes_over, takes_over));
+        if takes_over {
+            continue;
+        }
+        assert_eq!((writer.resume().since.as_str(), writer.resume().partial), ("q4", true));
+        let rest = [delete("u", "b", 5), upsert("u", "a", 6, r#"{"v":6}"#)];
+        assert!(writer.apply(&page(&rest, "q6", true, true)).unwrap().complete);
+        let rows = "SELECT group_concat(_id || v, ' ') FROM (SELECT _id, v FROM u ORDER BY _id)";
+        assert_eq!(one::<String>(&reader, rows), "a6 c4");
+    }
+}
+
+#[test]
 fn a_resync_leaves_the_old_data_readable_until_it_is_complete() {
     let (_folder, path) = place();
     let mut writer = open(&path);

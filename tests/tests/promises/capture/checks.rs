@@ -213,6 +213,7 @@ async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_
     refused.off().await;
     let cut = doc! { "failCommands": ["getMore"], "appName": "tidewire", "closeConnection": true };
     let cut = mongo.fail_point("failCommand", doc! { "times": 2 }, cut).await;
+    cut.fired(1).await;
     eventually("what was wrong is mended", PATIENCE, || async {
         let wanted = source_state(&mongo.db, &COLLECTIONS).await;
         (capture.state() == wanted).then_some(())

@@ -161,6 +161,7 @@ async fn a_view_that_takes_a_followed_name_is_not_read_and_other_changes_of_a_co
     let lost = mongo.fail_command(&["aggregate"], 286, &[], doc! { "times": 1 }).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &["invoices"]).await;
+    lost.fired(1).await;
     lost.off().await;
     mongo.db.run_command(doc! { "drop": "plans" }).await.unwrap();
     insert(&mongo.db, "plans", numbered(0..5)).await;

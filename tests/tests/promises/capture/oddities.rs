@@ -46,6 +46,7 @@ async fn start_and_compare(mongo: &Mongo, dir: &std::path::Path) -> Capture {
     let fail = mongo.fail_command(&["aggregate"], 286, &[], doc! { "times": 1 }).await;
     let capture = Capture::start(mongo, dir);
     capture.caught_up(&mongo.db).await;
+    fail.fired(1).await;
     fail.off().await;
     capture
 }
