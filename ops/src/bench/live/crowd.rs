@@ -260,13 +260,20 @@ impl<'a> Crowd<'a> {
         });
         let began = Instant::now();
         write(self.database.clone(), first..first + count, sent).await?;
+        let (mut sockets, mut delays) = (Vec::new(), Vec::with_capacity(wanted));
         while heard.count.load(Ordering::Relaxed) < wanted {
-            ensure!(began.elapsed() < PATIENCE, "not every socket hears everything");
+            let told = heard.count.load(Ordering::Relaxed);
+            ensure!(began.elapsed() < PATIENCE, "{told} of {wanted} tellings were heard");
+            while let Some(listener) = listening.try_join_next() {
+                let lost = || format!("a socket was lost after {told} of {wanted} tellings");
+                let (socket, its) = listener?.with_context(lost)?;
+                sockets.push(socket);
+                delays.extend(its);
+            }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let took = began.elapsed();
         heard.ended.store(true, Ordering::Relaxed);
-        let (mut sockets, mut delays) = (Vec::new(), Vec::with_capacity(wanted));
         while let Some(listener) = listening.join_next().await {
             let (socket, its) = listener??;
             sockets.push(socket);
