@@ -290,14 +290,13 @@ mod tests {
         let (checks, status) = (capture::checks().0, status::channel().0);
         let mut scrub = Scrub { config, collections, checks, status, memory };
         let now = 30 * 24 * HOUR + 2 * HOUR;
-        let due = |scrub: &Scrub, at| scrub.due(at);
-        assert_eq!(due(&scrub, now).as_deref(), Some("plans"));
+        assert_eq!(scrub.due(now).as_deref(), Some("plans"));
         scrub.memory.done("plans", now);
-        assert_eq!(due(&scrub, now).as_deref(), Some("users"));
+        assert_eq!(scrub.due(now).as_deref(), Some("users"));
         scrub.memory.done("users", now + 1);
-        assert_eq!(due(&scrub, now + HOUR - 1), None);
-        assert_eq!(due(&scrub, now + HOUR + 1).as_deref(), Some("plans"));
-        assert_eq!(due(&scrub, now + 4 * HOUR), None, "the hours are over");
-        assert_eq!(due(&scrub, now - HOUR).as_deref(), Some("plans"), "the clock was put back");
+        assert_eq!(scrub.due(now + HOUR - 1), None);
+        assert_eq!(scrub.due(now + HOUR + 1).as_deref(), Some("plans"));
+        assert_eq!(scrub.due(now + 4 * HOUR), None, "the hours are over");
+        assert_eq!(scrub.due(now - HOUR).as_deref(), Some("plans"), "the clock was put back");
     }
 }

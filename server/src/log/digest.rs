@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use rusqlite::Connection;
-use tidewire_protocol::ResyncReason;
 
 use super::cursor::View;
 use super::followed::{Follows, is_settled};
@@ -124,14 +123,11 @@ fn read(
     if request.from.is_some_and(|from| from.log_id != log_id) {
         return Ok(Some(Part::Elsewhere));
     }
-    let until = start_of(conn, &state, request.at, request.operation_time)?;
+    let follows = Follows::read(conn)?;
+    let until = start_of(conn, &state, &follows, request.at, request.operation_time)?;
     let collections = &[request.collection.to_owned()];
     let mut view = View::of(&Scope::Channels { collections, channels: request.channels });
-    let follows = Follows::read(conn)?;
     follows.leave_out_unready(&mut view);
-    if !follows.leads_on_from(&request.at.view, &request.at.basis.rules, until) {
-        return Err(ReadError::Resync(ResyncReason::RulesChanged));
-    }
     let is_ruled_since = follows.ruled_seq(&view) > until;
     if view.collections.is_empty() || is_ruled_since || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);

@@ -299,6 +299,12 @@ impl Follows {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, followed)| followed)
     }
 
+    /// Whether it is followed now; what the log knows nothing of counts as such.
+    fn is_active(&self, collection: CollectionId) -> bool {
+        let is_it = |known: &StoredFollowed| known.followed.collection == collection;
+        self.0.iter().find(|(_, known)| is_it(known)).is_none_or(|(_, known)| known.followed.active)
+    }
+
     /// Takes out of a view the collections that are not whole yet.
     pub(super) fn leave_out_unready(&self, view: &mut View) {
         view.collections.retain(|&name| self.get(name).is_none_or(|known| known.followed.whole));
@@ -341,19 +347,16 @@ pub(super) fn is_settled(conn: &Connection, seq: u64, view: &View) -> Result<boo
 /// The gap that a cluster time is in, of a collection that the view holds. One that has ended, or will not
 /// end as the collection is not followed any more, goes before one that is open: the reader is refused,
 /// whatever else is under way.
-pub(super) fn gap_at(conn: &Connection, time: u64, view: &View) -> Result<Option<Gap>, LogError> {
+pub(super) fn gap_at(
+    conn: &Connection,
+    follows: &Follows,
+    time: u64,
+    view: &View,
+) -> Result<Option<Gap>, LogError> {
     let mut gaps = Stretch::all(conn, Measure::Gaps)?;
     gaps.retain(|gap| gap.from < time && gap.through.is_none_or(|through| time < through));
-    if gaps.is_empty() {
-        return Ok(None);
-    }
-    let followed = StoredFollowed::all(conn)?;
-    let is_active = |gap: &Stretch| {
-        let is_it = |known: &&StoredFollowed| known.followed.collection == gap.collection;
-        followed.iter().find(is_it).is_none_or(|known| known.followed.active)
-    };
-    let (open, closed): (Vec<_>, Vec<_>) =
-        gaps.iter().partition(|gap| gap.through.is_none() && is_active(gap));
+    let may_end = |gap: &Stretch| gap.through.is_none() && follows.is_active(gap.collection);
+    let (open, closed): (Vec<_>, Vec<_>) = gaps.iter().partition(|gap| may_end(gap));
     if holds_any(conn, &closed, view)? {
         return Ok(Some(Gap::Closed));
     }

@@ -57,10 +57,8 @@ pub(super) fn plan(
         Since::Cursor(cursor) => {
             let (after, fill) = match &cursor.inside {
                 None => {
-                    let after = start_of(conn, state, cursor, request.operation_time)?;
-                    if !follows.leads_on_from(&cursor.view, &cursor.basis.rules, after) {
-                        return Err(ReadError::Resync(ResyncReason::RulesChanged));
-                    }
+                    let now = request.operation_time;
+                    let after = start_of(conn, state, &follows, cursor, now)?;
                     (after, far_behind(after, ruled, head))
                 }
                 Some(inside) => {
@@ -110,11 +108,12 @@ fn start(
     Ok(seq_at(conn, state.head.seq, position)?.max(state.trim.seq))
 }
 
-/// The last change at or before a complete cursor that any log of the source may have given out.
-/// `operation_time` is the source's own, 0 when unknown.
+/// The last change at or before a complete cursor that any log of the source may have given out, where what
+/// follows leads on from there. `operation_time` is the source's own, 0 when unknown.
 pub(super) fn start_of(
     conn: &Connection,
     state: &LogState,
+    follows: &Follows,
     cursor: &Cursor,
     operation_time: u64,
 ) -> Result<u64, ReadError> {
@@ -122,15 +121,18 @@ pub(super) fn start_of(
         return Err(ReadError::Resync(ResyncReason::ForeignLog));
     }
     let after = start(conn, state, operation_time, cursor.position)?;
-    outside_gaps(conn, cursor)?;
+    outside_gaps(conn, follows, cursor)?;
+    if !follows.leads_on_from(&cursor.view, &cursor.basis.rules, after) {
+        return Err(ReadError::Resync(ResyncReason::RulesChanged));
+    }
     Ok(after)
 }
 
 /// A complete cursor of another log may stand where this one was copying. What its sender holds and
 /// loses between there and the copy's end this log may never have had: it could not tell the delete.
 /// (This log's own cursors are not complete there.)
-fn outside_gaps(conn: &Connection, cursor: &Cursor) -> Result<(), ReadError> {
-    match gap_at(conn, cursor.position.cluster_time, &cursor.view)? {
+fn outside_gaps(conn: &Connection, follows: &Follows, cursor: &Cursor) -> Result<(), ReadError> {
+    match gap_at(conn, follows, cursor.position.cluster_time, &cursor.view)? {
         None => Ok(()),
         Some(Gap::Open) => Err(ReadError::Ahead),
         Some(Gap::Closed) => Err(ReadError::Resync(ResyncReason::CursorTooOld)),
