@@ -19,6 +19,7 @@ pub struct Metrics {
     changes: AtomicU64,
     page_bytes: AtomicU64,
     sockets: AtomicU64,
+    sockets_stuck: AtomicU64,
 }
 
 impl Metrics {
@@ -32,6 +33,7 @@ impl Metrics {
             changes: AtomicU64::new(0),
             page_bytes: AtomicU64::new(0),
             sockets: AtomicU64::new(0),
+            sockets_stuck: AtomicU64::new(0),
         }
     }
 
@@ -56,6 +58,11 @@ impl Metrics {
     /// A push socket was closed.
     pub fn socket_closed(&self) {
         self.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A push socket was dropped because it took nothing.
+    pub fn socket_stuck(&self) {
+        self.sockets_stuck.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Changes in all pages so far.
@@ -158,6 +165,12 @@ impl Metrics {
             count(&self.page_bytes),
         );
         metric("tidewire_sockets", "gauge", "Open push sockets.", count(&self.sockets));
+        metric(
+            "tidewire_sockets_stuck_total",
+            "counter",
+            "Push sockets dropped because they took nothing.",
+            count(&self.sockets_stuck),
+        );
         let name = "tidewire_requests_total";
         let _ = writeln!(text, "# HELP {name} Requests by status.\n# TYPE {name} counter");
         let counts = self.requests_by_status.lock().unwrap_or_else(|e| e.into_inner());

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use mongodb::Database;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::notices::{COLLECTION, QUIET, write_at_intervals, write_fast};
 use super::quantile;
@@ -75,23 +76,21 @@ impl<'a> Crowd<'a> {
         Ok(crowd.figures)
     }
 
-    /// A server over a new log in the folder `log`, a backlog, and tokens for `count` sockets.
+    /// A server over a new log in the folder `log`, a backlog that is the same for each, and tokens for
+    /// `count` sockets.
     pub(super) async fn start(
         database: &'a Database,
         setup: &Setup,
         log: &str,
         count: usize,
     ) -> Result<Self> {
+        database.collection::<bson::Document>(COLLECTION).delete_many(bson::doc! {}).await?;
         let mut server = Server::start(setup, &setup.dir.join(log)).await?;
         server.ready().await?;
         let tokens = (0..count).map(|user| server.token_of(&format!("user{user}")));
         let tokens = Arc::new(tokens.collect::<Result<_>>()?);
-        let notices = database.collection::<bson::Document>(COLLECTION);
-        let written = notices.count_documents(bson::doc! {}).await?;
-        let mut crowd = Self { database, server, tokens, figures: Vec::new(), written };
-        if written < BACKLOG {
-            crowd.write(BACKLOG - written).await?;
-        }
+        let mut crowd = Self { database, server, tokens, figures: Vec::new(), written: 0 };
+        crowd.write(BACKLOG).await?;
         Ok(crowd)
     }
 
@@ -101,8 +100,8 @@ impl<'a> Crowd<'a> {
         write_fast(self.database, numbers, |_| {}).await
     }
 
-    /// Opens every socket and reads it to the end of what there is. `sinces`: one for each, or from
-    /// nothing.
+    /// Opens every socket and reads it to the end of what there is, and on until the last one is there: a
+    /// server drops who answers no ping. `sinces`: one for each, or from nothing.
     pub(super) async fn open(
         &self,
         sinces: Option<Vec<String>>,
@@ -110,16 +109,26 @@ impl<'a> Crowd<'a> {
         at_once: usize,
     ) -> Result<Vec<Socket>> {
         let turns = Arc::new(Semaphore::new(at_once));
+        let (open, all_open) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
         let mut opening = JoinSet::new();
         for user in 0..self.tokens.len() {
             let (turns, tokens) = (Arc::clone(&turns), Arc::clone(&self.tokens));
+            let (open, all_open) = (Arc::clone(&open), all_open.clone());
             let url = self.server.url().to_owned();
             let since = sinces.as_ref().map_or_else(|| "0".to_owned(), |all| all[user].clone());
             opening.spawn(async move {
-                let _turn = turns.acquire_owned().await?;
+                let turn = turns.acquire_owned().await?;
                 let mut socket = open_patiently(&url, &tokens[user], &since, collection).await?;
                 socket.user = user;
-                anyhow::Ok(socket)
+                drop(turn);
+                if open.fetch_add(1, Ordering::Relaxed) + 1 == tokens.len() {
+                    all_open.cancel();
+                }
+                // Not half a frame is lost when all are open.
+                if let Some(lost) = all_open.run_until_cancelled(socket.read_on()).await {
+                    return Err(lost.context("wait until all are open"));
+                }
+                Ok(socket)
             });
         }
         let mut sockets = Vec::with_capacity(self.tokens.len());

@@ -1,6 +1,6 @@
 //! A push socket as light as can be, so that what is measured is the server.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::json;
 use tokio::net::{TcpSocket, TcpStream};
@@ -91,6 +91,15 @@ impl Socket {
             if is_changes {
                 self.complete = text.ends_with(r#""complete":true}"#);
                 return Ok(text);
+            }
+        }
+    }
+
+    /// Reads whatever comes until the socket is lost: why.
+    pub(super) async fn read_on(&mut self) -> Error {
+        loop {
+            if let Err(lost) = self.changes().await {
+                return lost;
             }
         }
     }

@@ -44,8 +44,10 @@ const RETRIES_PER_SECOND_MAX: usize = 500;
 
 /// Why a session ends.
 enum End {
-    /// The other side went, or can't be told any more.
+    /// The other side went.
     Gone,
+    /// It takes nothing, so it can't be told either.
+    Stuck(&'static str),
     /// To be told.
     Told { close: u16, error: ApiError },
 }
@@ -96,6 +98,10 @@ pub(super) async fn run(parts: Arc<Parts>, identity: Identity, mut socket: Socke
         }
     };
     parts.metrics.socket_closed();
+    if let Err(End::Stuck(why)) = end {
+        parts.metrics.socket_stuck();
+        tracing::debug!(why, "a push socket is dropped");
+    }
     if let Err(End::Told { close, error }) = end {
         let request_id = format!("{:016x}", rand::random::<u64>());
         tracing::debug!(close, request_id, "a push socket is closed");
@@ -427,17 +433,18 @@ impl<'a> Session<'a> {
         let stuck = async {
             tokio::time::sleep(STUCK).await;
             let wanted = self.parts.live.memory.wanted.notified();
-            if tokio::time::timeout(TAKEN_MAX, wanted).await.is_ok() {
-                // Not all at once, or nobody else's turn would come meanwhile.
-                let after = rand::rng().random_range(Duration::ZERO..GOING);
-                tokio::time::sleep(after).await;
+            if tokio::time::timeout(TAKEN_MAX, wanted).await.is_err() {
+                return "a frame was not taken within a minute";
             }
+            // Not all at once, or nobody else's turn would come meanwhile.
+            let after = rand::rng().random_range(Duration::ZERO..GOING);
+            tokio::time::sleep(after).await;
+            "a frame was not taken within a second, and others need its memory"
         };
         let sent = tokio::select! {
             biased;
             sent = sent => sent.map_err(|_| End::Gone),
-            // Nothing more can be told to it.
-            () = stuck => Err(End::Gone),
+            why = stuck => Err(End::Stuck(why)),
         };
         self.keepalive.as_mut().reset(Instant::now() + KEEPALIVE);
         sent
