@@ -2,6 +2,7 @@
 //! trickle of writes, tokens, the independent comparison, and the whole stack at once. Linux only: the bench waits for files by inotify.
 
 pub mod bench;
+pub mod black_hole;
 pub mod check;
 pub mod command;
 pub mod diff;

@@ -173,20 +173,20 @@ async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Ru
     bound.map_err(|source| RunError::Listen { address, flag, source })
 }
 
-/// What the log is bound to. A source that can't be reached just now is no reason not to serve a log
-/// that is there, where the URI says which replica set it is of.
+/// What the log is bound to. A source that can't be reached just now, or refuses us, is no reason not to
+/// serve a log that is there, where the URI says which replica set it is of.
 async fn identity(config: &Config, rules: &RuleSet) -> Result<String, RunError> {
-    let unreachable = match check_source(&config.source, rules).await {
+    let away = match check_source(&config.source, rules).await {
         Ok(checked) => return Ok(checked.identity),
-        Err(error @ CheckError::Unreachable(_)) => error,
+        Err(error @ (CheckError::Unreachable(_) | CheckError::Refused(..))) => error,
         Err(error) => return Err(error.into()),
     };
     match replica_set_in(&config.source.uri) {
         Some(name) if Reader::open(&config.log.dir).is_ok() => {
-            tracing::warn!(error = %unreachable, "what the log has is served meanwhile");
+            tracing::warn!(error = %away, "what the log has is served meanwhile");
             Ok(source_identity(name, &config.source.database))
         }
-        _ => Err(unreachable.into()),
+        _ => Err(away.into()),
     }
 }
 

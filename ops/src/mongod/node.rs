@@ -24,6 +24,7 @@ pub struct Node {
     port: u16,
     launch: Launch,
     process: Option<Guarded>,
+    data: PathBuf,
     log: PathBuf,
     /// One for the node's life: a dropped one leaves its connections open for a while.
     client: Client,
@@ -53,7 +54,12 @@ impl Node {
             .arg("--logpath")
             .arg(&log)
             .args(args);
-        Ok(Self { port, launch, process: None, log, client: client(port)? })
+        Ok(Self { port, launch, process: None, data, log, client: client(port)? })
+    }
+
+    /// Where its data is.
+    pub(super) fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The port it listens on, on 127.0.0.1.

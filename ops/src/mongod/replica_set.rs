@@ -1,5 +1,6 @@
 //! A replica set of one or three nodes on loopback.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,44 @@ impl ReplicaSet {
         Ok(())
     }
 
+    /// Ends all nodes, copies what they have to the folder `to`, and starts them again.
+    ///
+    /// # Errors
+    /// When a node does not end or start, or its files can't be copied.
+    pub async fn back_up(&mut self, to: &Path) -> Result<()> {
+        self.whole_stopped(|data, node| copy_folder(data, &to.join(node))).await
+    }
+
+    /// All nodes hold what they held when it was copied to `from`.
+    ///
+    /// # Errors
+    /// As [`ReplicaSet::back_up`].
+    pub async fn put_back(&mut self, from: &Path) -> Result<()> {
+        let put_back = |data: &Path, node: &str| {
+            std::fs::remove_dir_all(data)?;
+            copy_folder(&from.join(node), data)
+        };
+        self.whole_stopped(put_back).await
+    }
+
+    /// Does something with the data of each node while none runs.
+    async fn whole_stopped(&mut self, work: impl Fn(&Path, &str) -> io::Result<()>) -> Result<()> {
+        for stopped in futures::future::join_all(self.nodes.iter_mut().map(Node::stop)).await {
+            stopped?;
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            let data = node.data();
+            work(data, &format!("node{index}"))
+                .with_context(|| format!("copy between {} and a backup", data.display()))?;
+        }
+        for started in futures::future::join_all(self.nodes.iter_mut().map(Node::restart)).await {
+            started?;
+        }
+        self.is_whole().await?;
+        self.primary().await?;
+        Ok(())
+    }
+
     /// Initiates a new set, or tells an old one its new ports.
     async fn configure(&self) -> Result<()> {
         let first = &self.nodes[0];
@@ -242,6 +281,18 @@ impl ReplicaSet {
             "settings": settings,
         }
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        match entry.is_dir() {
+            true => copy_folder(&entry, &to)?,
+            false => drop(std::fs::copy(&entry, to)?),
+        }
+    }
+    Ok(())
 }
 
 fn code(error: &mongodb::error::Error) -> Option<i32> {

@@ -9,14 +9,18 @@ use bson::{Document, doc};
 use mongodb::Database;
 use rusqlite::{Connection, OpenFlags};
 
+use super::faults::source;
 use super::findings::{Findings, Kind};
 use super::judge::Judge;
 use super::stage::{ClientSite, ServerPart, Site, Stage};
+use crate::mongod::ReplicaSet;
 use crate::replay::{Replay, Sight};
 use crate::verify::{Moment, Plan, compare};
 
 const SETTLED_WITHIN: Duration = Duration::from_secs(150);
 const POLL: Duration = Duration::from_millis(200);
+/// What a server says of a source that was put back.
+const RESTORED: &str = "it was restored from an older backup";
 /// What a client logs when it has compared itself with a server, and was wrong.
 const MENDED: &str = "the replica differed, and was mended";
 
@@ -26,7 +30,7 @@ pub(super) async fn compare_all(
     findings: &Arc<Findings>,
     judge: &Arc<Judge>,
 ) -> Result<()> {
-    let Stage { mut clients, mut servers, mongo, site, mut checks } = stage;
+    let Stage { mut clients, mut servers, mut mongo, site, mut checks } = stage;
     // What the last of the load has begun, copies too, is done when the logs have this one …
     let last = last_write(&site.database).await.context("a last write")?;
     let _ = settled(|| judge.judged_through() >= last).await;
@@ -34,28 +38,17 @@ pub(super) async fn compare_all(
         server.ready().await?;
     }
     // … and with the replicas when they have this one.
-    let last = last_write(&site.database).await.context("a last write")?;
-    findings.note(&format!("the last write is at {last:016x}"));
-    for client in &clients {
-        let name = client.site.name;
-        if settled(|| client_reached(&client.site.replica()) >= last).await.is_err() {
-            let stands = client_reached(&client.site.replica());
-            findings
-                .broken(Kind::Stuck, format!("{name} stands at {stands:016x}, not {last:016x}"));
-        }
-    }
+    let last = clients_follow(&site, findings).await?;
     if settled(|| judge.judged_through() >= last).await.is_err() {
         let stands = judge.judged_through();
         findings
             .broken(Kind::Stuck, format!("the logs are judged to {stands:016x}, not {last:016x}"));
     }
-    for client in &clients {
-        let token = client.site.token(Duration::from_secs(60))?;
-        let plan = Plan::from_config(&site.servers[0].config(), Some(&token))?;
-        equal(&site, &plan, &client.site.replica(), client.site.name, findings).await?;
-    }
+    clients_equal(&site, findings).await?;
     site.checks.cancel();
     while checks.join_next().await.is_some() {}
+    let restored = restored(&mut mongo, site, findings).await;
+    let site = restored.context("the source restored from its backup")?;
     for client in &mut clients {
         let status = client.stop().await?;
         if status.is_none_or(|status| !status.success()) {
@@ -68,6 +61,52 @@ pub(super) async fn compare_all(
         replayed(&site, server, findings).await?;
     }
     mongo.stop().await
+}
+
+/// The source holds what it held when it was backed up, and everything follows it there. The last fault:
+/// what it was told after that, the source does not know any more, and neither does any judge.
+async fn restored(mongo: &mut ReplicaSet, site: Site, findings: &Findings) -> Result<Site> {
+    let backup = source::backup(mongo);
+    if !backup.exists() {
+        return Ok(site);
+    }
+    findings.fault("source restored from its backup", "all nodes");
+    mongo.put_back(&backup).await?;
+    let site = site.anew(&mongo.uri()).await?;
+    clients_follow(&site, findings).await?;
+    clients_equal(&site, findings).await?;
+    for server in &site.servers {
+        let said = std::fs::read(server.log()).context("a server's lines")?;
+        if !String::from_utf8_lossy(&said).contains(RESTORED) {
+            let text = format!("{} did not say that its source was restored", server.name);
+            findings.broken(Kind::Different, text);
+        }
+    }
+    Ok(site)
+}
+
+/// Waits until every client has a last write: its time.
+async fn clients_follow(site: &Site, findings: &Findings) -> Result<u64> {
+    let last = last_write(&site.database).await.context("a last write")?;
+    findings.note(&format!("the last write is at {last:016x}"));
+    for client in &site.clients {
+        let name = client.name;
+        if settled(|| client_reached(&client.replica()) >= last).await.is_err() {
+            let stands = client_reached(&client.replica());
+            findings
+                .broken(Kind::Stuck, format!("{name} stands at {stands:016x}, not {last:016x}"));
+        }
+    }
+    Ok(last)
+}
+
+async fn clients_equal(site: &Site, findings: &Findings) -> Result<()> {
+    for client in &site.clients {
+        let token = client.token(Duration::from_secs(60))?;
+        let plan = Plan::from_config(&site.servers[0].config(), Some(&token))?;
+        equal(site, &plan, &client.replica(), client.name, findings).await?;
+    }
+    Ok(())
 }
 
 /// A write that everything must have, with another behind it, so that the first one's commit is seen to

@@ -329,6 +329,12 @@ impl Follower {
             {
                 self.judge.findings().count("lines about a damaged log", 1);
             }
+            _ if line["level"] == "ERROR"
+                && self.server.history.was_unwritable()
+                && fields["failure"] == "Store" =>
+            {
+                self.judge.findings().count("lines about a log that can't be written", 1);
+            }
             _ if line["level"] == "ERROR" => self.broken(Kind::Stuck, &line.to_string()),
             _ => {}
         }

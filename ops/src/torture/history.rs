@@ -25,6 +25,7 @@ pub(super) struct History {
     is_away: Mutex<bool>,
     is_suspect: AtomicBool,
     was_damaged: AtomicBool,
+    was_unwritable: AtomicBool,
 }
 
 impl History {
@@ -66,6 +67,15 @@ impl History {
 
     pub(super) fn was_damaged(&self) -> bool {
         self.was_damaged.load(Ordering::SeqCst)
+    }
+
+    /// From now on it may be that it can't be written.
+    pub(super) fn set_unwritable(&self) {
+        self.was_unwritable.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn was_unwritable(&self) -> bool {
+        self.was_unwritable.load(Ordering::SeqCst)
     }
 }
 
@@ -114,7 +124,7 @@ fn stretches(log: &Path) -> Vec<(u64, u64)> {
                 all.extend((0..COLLECTIONS.len()).map(|collection| (collection, from, u64::MAX)));
             }
             "the collection is copied again" => {
-                let from = before(time("cluster_time"), BEFORE);
+                let from = time("cluster_time");
                 all.extend(named.map(|collection| (collection, from, u64::MAX)));
             }
             message if message.starts_with("no longer followed") => {

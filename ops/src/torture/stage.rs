@@ -34,12 +34,16 @@ pub(super) const ACCOUNTS_EACH: i32 = 8;
 pub(super) const OPENING_BALANCE: i64 = 1_000;
 /// What the accounts of one owner hold, always.
 pub(super) const TOTAL: i64 = ACCOUNTS_EACH as i64 * OPENING_BALANCE;
+/// A view: it is never followed.
+pub(super) const VIEW: &str = "seen";
 /// In a field that the rules hide: no replica and no page may hold it.
 pub(super) const HIDDEN: &str = "never-to-be-seen";
 
 const SECRET: &str = "a secret for torture, forgotten with it";
-const DATABASE: &str = "torture";
+pub(super) const DATABASE: &str = "torture";
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// Small, so that it can be rolled over in a run; more than what is written while a node is away.
+const OPLOG_MB: u32 = 128;
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// The contract: SIGTERM drains within 10 s; a little for a busy machine.
 pub(super) const STOPPED_WITHIN: Duration = Duration::from_secs(15);
@@ -169,6 +173,9 @@ impl Stage {
             dir: Some(dir.join("mongod")),
             election_timeout: ELECTION_TIMEOUT,
             test_commands: true,
+            oplog_mb: Some(OPLOG_MB),
+            // What a checkpoint does not have yet, the oplog keeps.
+            args: ["--syncdelay", "1"].map(str::to_owned).to_vec(),
             // What is deleted when its time is over is, within the second.
             parameters: vec![("ttlMonitorSleepSecs".into(), "1".into())],
             ..MongodOptions::default()
@@ -213,6 +220,16 @@ impl Stage {
     }
 }
 
+impl Site {
+    /// With another driver: one that knows later terms does not take the primary of a source that was put
+    /// back for one.
+    pub(super) async fn anew(self, uri: &str) -> Result<Self> {
+        let driver = driver(uri).await?;
+        let database = driver.database(DATABASE);
+        Ok(Self { driver, database, ..self })
+    }
+}
+
 /// A driver that writes with majority and does not wait for long.
 async fn driver(uri: &str) -> Result<Client> {
     let mut options = ClientOptions::parse(uri).await?;
@@ -231,6 +248,8 @@ async fn furnish(database: &Database) -> Result<()> {
         let create = doc! { "create": *name, "changeStreamPreAndPostImages": { "enabled": true } };
         database.run_command(create).await?;
     }
+    let view = doc! { "create": VIEW, "viewOn": COLLECTIONS[ACCOUNTS], "pipeline": [] };
+    database.run_command(view).await?;
     let mut accounts = Vec::new();
     for owner in OWNERS {
         accounts.extend((0..ACCOUNTS_EACH).map(|number| {
@@ -453,6 +472,8 @@ fn must_run(process: &mut Option<Guarded>, name: &str) -> Result<()> {
 pub(super) enum Setting {
     Usual,
     Without(&'static str),
+    /// A view is to be followed, which can't be.
+    WithView,
     /// Another field of the items is hidden.
     TextHidden,
     /// The administrator does not see the items.
@@ -471,6 +492,9 @@ fn configuration(site: &ServerSite, uri: &str, setting: Setting) -> String {
         listen = site.address,
         admin = site.admin,
     );
+    if setting == Setting::WithView {
+        text.push_str(&format!("[[collections]]\nname = {VIEW:?}\nchannels = [\"everyone\"]\n"));
+    }
     for collection in COLLECTIONS {
         let channels = match (collection, setting) {
             (name, Setting::Without(without)) if name == without => continue,

@@ -160,7 +160,7 @@ impl Tail {
         tracked.untrusted_through = cluster_time;
         tracked.chunks_not_before = cluster_time;
         let (id, copy) = (tracked.id, tracked.copy.clone());
-        self.writer.set_copy_state(id, copy)?;
+        self.writer.copy_again(id, copy, cluster_time)?;
         self.dirty = true;
         if self.walked() == Some(collection) {
             self.walk = None;

@@ -391,22 +391,22 @@ impl Run {
             }
             return Ok(Err(Ended::new(Failure::SourceBehind, RESTORED)));
         }
-        let step = match step {
-            Step::Resume if stored.high_water > 0 => {
-                match oplog::entry_at(&self.client, stored.high_water).await {
-                    Stands::Strange => {
-                        tracing::error!(high_water = stored.high_water, "{RESTORED}");
-                        Step::Reconcile
-                    }
-                    Stands::Refused if self.is_another_process(times.process) => {
-                        tracing::warn!("{UNPROVEN}");
-                        unproven = true;
-                        Step::Resume
-                    }
-                    Stands::Known | Stands::Untold | Stands::Refused => Step::Resume,
+        let step = if step == Step::Reconcile || stored.high_water == 0 {
+            step
+        } else {
+            match oplog::entry_at(&self.client, stored.high_water).await {
+                Ok(Stands::Strange) => {
+                    tracing::error!(high_water = stored.high_water, "{RESTORED}");
+                    Step::Reconcile
                 }
+                Ok(Stands::Refused) if self.is_another_process(times.process) => {
+                    tracing::warn!("{UNPROVEN}");
+                    unproven = true;
+                    step
+                }
+                Ok(Stands::Known | Stands::Untold | Stands::Refused) => step,
+                Err(ended) => return Ok(Err(ended)),
             }
-            step => step,
         };
         let start = match (step, stored) {
             (Step::Resume | Step::ResumeInParts, TailState { resume_token: Some(token), .. }) => {

@@ -146,14 +146,17 @@ pub(super) enum Stands {
     Known,
     /// It has none, and reaches back farther: the source is another one now.
     Strange,
-    /// It does not reach back so far, or did not answer.
+    /// It does not reach back so far, or can't be asked.
     Untold,
     /// The user may not read it.
     Refused,
 }
 
 /// Whether the oplog has the entry at `time`, at which the log stands.
-pub(super) async fn entry_at(client: &Client, time: u64) -> Stands {
+///
+/// # Errors
+/// When the source is away: what it would have said is to be known before anything is read from it.
+pub(super) async fn entry_at(client: &Client, time: u64) -> Result<Stands, Ended> {
     let asked = async {
         let first = first_entry(client).await?;
         let at = entry(client, doc! { "ts": { "$gte": timestamp(time) } }).await?;
@@ -161,14 +164,15 @@ pub(super) async fn entry_at(client: &Client, time: u64) -> Stands {
     };
     match timeout(SILENCE_MAX, asked).await {
         Ok(Ok((Some(first), at))) if first <= time => {
-            if at == Some(time) {
-                Stands::Known
-            } else {
-                Stands::Strange
-            }
+            Ok(if at == Some(time) { Stands::Known } else { Stands::Strange })
         }
-        Ok(Err(error)) if classify(&error) == Failure::AccessRefused => Stands::Refused,
-        _ => Stands::Untold,
+        Ok(Ok(_)) => Ok(Stands::Untold),
+        Ok(Err(error)) => match classify(&error) {
+            Failure::AccessRefused => Ok(Stands::Refused),
+            Failure::Interrupted | Failure::Silent => Err(error.into()),
+            _ => Ok(Stands::Untold),
+        },
+        Err(_) => Err(Ended::new(Failure::Silent, "the source does not say what its oplog has")),
     }
 }
 

@@ -178,8 +178,32 @@ impl Writer {
         collection: CollectionId,
         state: CopyState,
     ) -> Result<(), LogError> {
-        self.begin()?;
         let finished = state.finished;
+        self.store_copy_state(collection, state)?;
+        self.settle(collection, finished)
+    }
+
+    /// As [`Writer::set_copy_state`], of a copy that begins because the collection changed untold in the
+    /// commit at `cluster_time`: up to there the log is exact.
+    ///
+    /// # Errors
+    /// [`LogError::Store`].
+    pub fn copy_again(
+        &mut self,
+        collection: CollectionId,
+        state: CopyState,
+        cluster_time: u64,
+    ) -> Result<(), LogError> {
+        self.store_copy_state(collection, state)?;
+        self.open_stretches(collection, cluster_time.saturating_sub(1))
+    }
+
+    fn store_copy_state(
+        &mut self,
+        collection: CollectionId,
+        state: CopyState,
+    ) -> Result<(), LogError> {
+        self.begin()?;
         let known = self.collections.iter().find(|(_, id)| **id == collection);
         let (name, _) =
             known.ok_or_else(|| LogError::Refused("there is no such collection".to_owned()))?;
@@ -195,6 +219,6 @@ impl Writer {
         };
         stored.write(&self.conn)?;
         self.copies.insert(collection, state);
-        self.settle(collection, finished)
+        Ok(())
     }
 }

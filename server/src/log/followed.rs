@@ -247,7 +247,7 @@ impl Writer {
         finished: bool,
     ) -> Result<(), LogError> {
         if !finished {
-            return self.open_stretches(collection);
+            return self.open_stretches(collection, self.tail().high_water);
         }
         self.close_stretches(collection)?;
         self.make_whole()

@@ -127,15 +127,20 @@ impl Writer {
         Ok(all)
     }
 
-    /// A copy of the collection is under way. A stretch begins with the first change that is not
-    /// committed: of the commit that made the copy necessary, readers see nothing whole.
-    pub(super) fn open_stretches(&self, collection: CollectionId) -> Result<(), LogError> {
+    /// A copy of the collection is under way, for what happened after `time`. A stretch begins with the
+    /// first change that is not committed: of the commit that made the copy necessary, readers see
+    /// nothing whole.
+    pub(super) fn open_stretches(
+        &self,
+        collection: CollectionId,
+        time: u64,
+    ) -> Result<(), LogError> {
         let unsettled = self.stretches(Measure::Unsettled, collection)?;
         if unsettled.iter().all(|stretch| stretch.through.is_some()) {
             let (measure, from) = (Measure::Unsettled, self.head.seq + 1);
             Stretch { measure, collection, from, through: None }.write(&self.conn)?;
         }
-        self.open_gap(collection, self.tail.high_water)
+        self.open_gap(collection, time)
     }
 
     /// The collection has a gap from `time` on, or one that reaches back farther.

@@ -3,7 +3,6 @@
 //! Every test runs in a process of its own and starts its own mongod (about a second): tests then
 //! share nothing, run side by side, and may kill what they like.
 
-mod black_hole;
 mod client;
 mod daemon;
 mod mongo;
@@ -12,7 +11,6 @@ mod server;
 mod socket;
 mod wait;
 
-pub use black_hole::BlackHole;
 pub use client::Client;
 pub use daemon::Daemon;
 pub use mongo::{FailPoint, Mongo, MongoOptions, mongo, mongo_with, three_nodes};
@@ -24,6 +22,19 @@ pub use tidewire_ops::token::{Claims, sign};
 pub use wait::{eventually, kills, seed};
 
 use std::path::PathBuf;
+
+use tidewire_ops::black_hole::BlackHole;
+
+/// No packet comes from a port of this machine or gets to it until this is dropped. `None`, said loudly,
+/// where that may not be done.
+#[must_use]
+pub fn black_hole(port: u16) -> Option<BlackHole> {
+    let hole = BlackHole::of(port);
+    if hole.is_none() {
+        eprintln!("SKIPPED: a black hole needs root and iptables");
+    }
+    hole
+}
 
 /// The secret of every test's server.
 pub const SECRET: &str = "a secret for tests, long enough for HS256";

@@ -196,6 +196,16 @@ impl Server {
         sign(SECRET, claims).expect("a token")
     }
 
+    /// Waits until it listens, ready or not.
+    ///
+    /// # Panics
+    /// When it does not in a minute.
+    pub async fn listens(&self) {
+        let url = format!("{}/healthz", self.url());
+        let answers = || async { http().get(&url).send().await.ok() };
+        eventually("the server listens", READY_WITHIN, answers).await;
+    }
+
     /// One pull, as JSON. `query` is what follows the `?`.
     ///
     /// # Panics

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    BlackHole, Claims, Client, Mongo, Proxy, Server, ServerOptions, eventually, mongo, must_equal,
+    Claims, Client, Mongo, Proxy, Server, ServerOptions, black_hole, eventually, mongo, must_equal,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -116,7 +116,7 @@ async fn a_server_that_is_in_a_black_hole_is_found_out_and_come_back_to() {
     client.start();
     stack.arrives(&client, 1).await;
     let port = stack.server.url().rsplit(':').next().and_then(|port| port.parse().ok());
-    let Some(hole) = BlackHole::of(port.expect("a port")) else { return };
+    let Some(hole) = black_hole(port.expect("a port")) else { return };
     eventually("the client says that it is offline", FOUND_WITHIN, || async {
         (client.status().await["state"] == "offline").then_some(())
     })

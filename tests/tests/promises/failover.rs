@@ -12,7 +12,7 @@ use serde_json::Value;
 use tidewire_ops::mongod::Node;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    BlackHole, Claims, Client, Mongo, Server, ServerOptions, eventually, must_equal, three_nodes,
+    Claims, Client, Mongo, Server, ServerOptions, black_hole, eventually, must_equal, three_nodes,
 };
 
 /// What a slow, shared machine may need for what takes seconds.
@@ -288,10 +288,10 @@ async fn when_the_primary_is_in_a_black_hole_the_log_goes_on_with_every_change_o
     // Rules of this machine's firewall, for one port: nobody hears of the node, and it of nobody.
     let hole = std::cell::RefCell::new(None);
     let go = async |mongo: &mut Mongo, primary: usize| {
-        *hole.borrow_mut() = BlackHole::of(mongo.node(primary).port());
+        *hole.borrow_mut() = black_hole(mongo.node(primary).port());
     };
     let come_back = async |_: &mut Mongo, _| drop(hole.borrow_mut().take());
-    if BlackHole::of(9).is_some() {
+    if black_hole(9).is_some() {
         // No other bound than for the others: not a connection ends, but the two that are left tell the driver
         // by their own connections. What takes longer here, a majority's agreement without the lost one, is over
         // when the write is acknowledged, where that bound begins.

@@ -3,7 +3,7 @@
 
 mod clients;
 mod servers;
-mod source;
+pub(super) mod source;
 
 use std::sync::Arc;
 use std::time::Duration;

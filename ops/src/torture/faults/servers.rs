@@ -19,11 +19,17 @@ const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// A fault that needs a server that is up is left out where it is not by then.
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const SECOND_ENDS_WITHIN: Duration = Duration::from_secs(120);
+const REFUSED_WITHIN: Duration = Duration::from_secs(120);
 /// What is taken out of a configuration.
 const NOT_FOLLOWED: &str = "churn2";
-/// How a program ends that failed, and one to which the source did not answer.
+/// How a program ends that failed, whose configuration is wrong, that the source refused, to which it did
+/// not answer.
 const FAILED: i32 = 1;
+const BAD_CONFIGURATION: i32 = 2;
+const ACCESS_REFUSED: i32 = 3;
 const UNREACHABLE: i32 = 4;
+/// A source refuses a server for less time than so many starts take.
+const STARTS_MAX: usize = 5;
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -36,11 +42,13 @@ enum Fault {
     Second,
     Unfollow,
     Rules,
+    View,
+    ReadOnly,
     /// None, but work beside all the others, which must find nothing.
     Scrub,
 }
 
-const FAULTS: [(u32, Fault); 10] = [
+const FAULTS: [(u32, Fault); 12] = [
     (6, Fault::Kill),
     (3, Fault::Stop),
     (4, Fault::Freeze),
@@ -50,12 +58,14 @@ const FAULTS: [(u32, Fault); 10] = [
     (2, Fault::Second),
     (2, Fault::Unfollow),
     (2, Fault::Rules),
+    (1, Fault::View),
+    (3, Fault::ReadOnly),
     (4, Fault::Scrub),
 ];
 
 pub(super) async fn run(mut lane: Lane, mut servers: Vec<ServerPart>) -> Result<Vec<ServerPart>> {
     while lane.pause(PAUSE).await {
-        must_run(&lane, &mut servers)?;
+        must_run(&lane, &mut servers).await?;
         let fault = lane.pick(&FAULTS);
         let index = match fault {
             // The log of the other one grows for an hour: too long to be looked through.
@@ -64,22 +74,35 @@ pub(super) async fn run(mut lane: Lane, mut servers: Vec<ServerPart>) -> Result<
         };
         inject(&mut lane, &mut servers[index], fault).await?;
     }
-    must_run(&lane, &mut servers)?;
+    // Those that were started last may still meet a source that refuses them.
+    for server in &servers {
+        server.is_ready_within(UP_WITHIN).await;
+    }
+    must_run(&lane, &mut servers).await?;
     Ok(servers)
 }
 
-/// One that has lost its log can't start without the source: it ended, and is started again.
-fn must_run(lane: &Lane, servers: &mut [ServerPart]) -> Result<()> {
+/// One that has lost its log can't start without the source, nor where that refuses it: it ended, and is
+/// started again.
+async fn must_run(lane: &Lane, servers: &mut [ServerPart]) -> Result<()> {
     for server in servers {
-        let Err(error) = server.must_run() else { continue };
-        if server.site.data_dir().join("log.db").exists() {
-            lane.findings.broken(Kind::Stuck, format!("{error:#}"));
-        } else {
-            lane.findings.note(&format!("{error:#}"));
+        for _ in 0..STARTS_MAX {
+            let Err(error) = server.must_run() else { break };
+            if server.site.data_dir().join("log.db").exists() {
+                lane.findings.broken(Kind::Stuck, format!("{error:#}"));
+            } else {
+                lane.findings.note(&format!("{error:#}"));
+            }
+            server.start()?;
+            server.is_ready_within(UP_WITHIN).await;
         }
-        server.start()?;
     }
     Ok(())
+}
+
+/// Whether a program ended because the source did not answer it, or refused it just then.
+fn is_sources_fault(code: Option<i32>) -> bool {
+    matches!(code, Some(UNREACHABLE | ACCESS_REFUSED))
 }
 
 async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Result<()> {
@@ -135,13 +158,17 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
             };
             reconfigured(lane, server, fault, setting).await
         }
+        Fault::View => view(lane, server).await,
+        Fault::ReadOnly => logs::read_only(lane, server).await,
     }
 }
 
 /// SIGTERM, and the exit code that the contract promises.
 async fn end(lane: &Lane, server: &mut ServerPart) -> Result<()> {
+    let has_log = server.site.data_dir().join("log.db").exists();
     let status = server.stop().await?;
-    if status.is_some_and(|status| !status.success()) {
+    let excused = |code| !has_log && is_sources_fault(code);
+    if status.is_some_and(|status| !status.success() && !excused(status.code())) {
         let text = format!("{} ended with {status:?}", server.site.name);
         lane.findings.broken(Kind::Stuck, text);
     }
@@ -158,7 +185,9 @@ async fn second(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
     let (code, said) = server.second(SECOND_ENDS_WITHIN).await?;
     match code {
         Some(FAILED) if said.contains("is in use by another tidewire-server") => {}
-        Some(UNREACHABLE) => lane.findings.note("the second server did not reach the source"),
+        code if is_sources_fault(code) => {
+            lane.findings.note("the second server did not reach the source");
+        }
         _ => {
             let text = format!("a second server on {name}'s folder ended with {code:?}: {said}");
             lane.findings.broken(Kind::Different, text);
@@ -185,4 +214,38 @@ async fn reconfigured(
         }
     }
     Ok(())
+}
+
+/// Whether a server said, after so many bytes of its lines, that it began without the source.
+fn served_meanwhile(server: &ServerPart, before: u64) -> Result<bool> {
+    let said = std::fs::read(server.site.log())?;
+    let said = String::from_utf8_lossy(&said[usize::try_from(before)?..]);
+    Ok(said.contains("what the log has is served meanwhile"))
+}
+
+/// A configuration with a view in it is refused with the reason, and changes nothing.
+async fn view(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
+    let name = server.site.name;
+    lane.findings.fault("a view to be followed, which is refused", name);
+    end(lane, server).await?;
+    server.configure(Setting::WithView)?;
+    let before = std::fs::metadata(server.site.log())?.len();
+    server.start()?;
+    match server.ends_within(REFUSED_WITHIN).await {
+        Some((status, said))
+            if status.code() == Some(BAD_CONFIGURATION) && said.contains("view") => {}
+        Some((status, _)) if is_sources_fault(status.code()) => {
+            lane.findings
+                .note("the server with a view in its configuration did not reach the source");
+        }
+        // It could not ask what the name is, and follows nothing under it.
+        None if served_meanwhile(server, before)? => end(lane, server).await?,
+        ended => {
+            let text = format!("{name} with a view in its configuration: {ended:?}");
+            lane.findings.broken(Kind::Different, text);
+            server.kill().await?;
+        }
+    }
+    server.configure(Setting::Usual)?;
+    server.start()
 }

@@ -1,20 +1,26 @@
 //! What happens to the source.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bson::{Document, doc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Document, Timestamp, doc};
 use mongodb::options::WriteConcern;
 use rand::RngExt;
 
 use super::Lane;
+use crate::black_hole::BlackHole;
 use crate::mongod::ReplicaSet;
+use crate::torture::stage::DATABASE;
 
 /// Seconds between two faults.
 const PAUSE: std::ops::Range<f64> = 4.0..14.0;
 /// Writes that a rollback takes back.
 const ROLLED_BACK: i32 = 20;
-const DATABASE: &str = "torture";
+/// Of each document that pushes others out of the oplog.
+const ROLLING_BYTES: usize = 4_000_000;
+const ROLLED_WITHIN: Duration = Duration::from_secs(60);
 /// By now a write with `w: 1` is in the journal.
 const JOURNALED: Duration = Duration::from_millis(300);
 
@@ -26,20 +32,24 @@ enum Fault {
     KillSecondary,
     NoMajority,
     Rollback,
+    BlackHole,
+    RollOver,
+    Refuse,
     Command(&'static str, &'static str, i32, bool),
 }
 
 /// With one node there is nobody to take over.
-const FAULTS_OF_SETS: [(u32, Fault); 6] = [
+const FAULTS_OF_SETS: [(u32, Fault); 7] = [
     (4, Fault::KillPrimary),
     (3, Fault::FreezePrimary),
     (4, Fault::StepDown),
     (2, Fault::KillSecondary),
     (2, Fault::NoMajority),
     (3, Fault::Rollback),
+    (2, Fault::BlackHole),
 ];
 
-const FAULTS: [(u32, Fault); 9] = [
+const FAULTS: [(u32, Fault); 11] = [
     (1, Fault::KillPrimary),
     (1, Fault::FreezePrimary),
     (2, Fault::Command("getMore fails: the connection is cut", "getMore", 0, false)),
@@ -49,9 +59,15 @@ const FAULTS: [(u32, Fault); 9] = [
     (2, Fault::Command("getMore fails: 136, the oplog rolled over", "getMore", 136, false)),
     (1, Fault::Command("getMore fails: 286, history lost", "getMore", 286, false)),
     (1, Fault::Command("find fails: snapshot too old", "find", 239, false)),
+    (2, Fault::Refuse),
+    (2, Fault::RollOver),
 ];
 
 pub(super) async fn run(mut lane: Lane, mut mongo: ReplicaSet) -> Result<ReplicaSet> {
+    if lane.pause(PAUSE).await {
+        lane.findings.fault("source stopped as a whole, and backed up", "all nodes");
+        mongo.back_up(&backup(&mongo)).await?;
+    }
     let mut faults = FAULTS.to_vec();
     if mongo.nodes().len() > 1 {
         faults.extend(FAULTS_OF_SETS);
@@ -64,6 +80,11 @@ pub(super) async fn run(mut lane: Lane, mut mongo: ReplicaSet) -> Result<Replica
         mongo.primary().await?;
     }
     Ok(mongo)
+}
+
+/// Where the copy is that is put back at the end.
+pub(in crate::torture) fn backup(mongo: &ReplicaSet) -> PathBuf {
+    mongo.dir().with_extension("backup")
 }
 
 async fn inject(lane: &mut Lane, mongo: &mut ReplicaSet, fault: Fault) -> Result<()> {
@@ -110,6 +131,36 @@ async fn inject(lane: &mut Lane, mongo: &mut ReplicaSet, fault: Fault) -> Result
             Ok(())
         }
         Fault::Rollback => rollback(lane, mongo, primary).await,
+        Fault::BlackHole => {
+            let Some(_hole) = BlackHole::of(mongo.nodes()[primary].port()) else {
+                lane.findings.count("faults left out: a black hole needs root and iptables", 1);
+                return Ok(());
+            };
+            lane.findings.fault("primary in a black hole", &host);
+            lane.hold(0.5..12.0).await;
+            Ok(())
+        }
+        Fault::RollOver => {
+            let whom = one_of_the_servers(lane);
+            let cut = doc! { "failCommands": ["aggregate", "getMore"], "appName": whom, "closeConnection": true };
+            fail(mongo, doc! { "mode": "alwaysOn", "data": cut }).await?;
+            if roll_over(mongo, primary).await? {
+                lane.findings.fault("oplog rolled over while a server reads nothing", whom);
+            } else {
+                lane.findings.count("oplogs that were not rolled over in time", 1);
+            }
+            fail(mongo, doc! { "mode": "off" }).await
+        }
+        Fault::Refuse => {
+            let whom = one_of_the_servers(lane);
+            lane.findings.fault("source refuses a server's user", whom);
+            let commands = ["aggregate", "getMore", "find", "listCollections"];
+            let refuse =
+                doc! { "failCommands": commands.to_vec(), "appName": whom, "errorCode": 13 };
+            fail(mongo, doc! { "mode": "alwaysOn", "data": refuse }).await?;
+            lane.hold(1.0..9.0).await;
+            fail(mongo, doc! { "mode": "off" }).await
+        }
         Fault::Command(name, command, code, resumable) => {
             fail_command(lane, mongo, name, command, code, resumable).await
         }
@@ -161,7 +212,7 @@ async fn fail_command(
     code: i32,
     resumable: bool,
 ) -> Result<()> {
-    let whom = ["server-a", "server-b"][lane.rng.random_range(0..2)];
+    let whom = one_of_the_servers(lane);
     lane.findings.fault(name, whom);
     let mut data = doc! { "failCommands": [command], "appName": whom };
     match code {
@@ -172,14 +223,60 @@ async fn fail_command(
         data.insert("errorLabels", ["ResumableChangeStreamError"].to_vec());
     }
     let times = lane.rng.random_range(1..5);
-    let on = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
-    let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
-    for node in mongo.nodes() {
-        node.admin(on.clone()).await?;
-    }
+    fail(mongo, doc! { "mode": { "times": times }, "data": data }).await?;
     lane.hold(1.0..4.0).await;
+    fail(mongo, doc! { "mode": "off" }).await
+}
+
+fn one_of_the_servers(lane: &mut Lane) -> &'static str {
+    ["server-a", "server-b"][lane.rng.random_range(0..2)]
+}
+
+/// Commands fail on every node, or no longer.
+async fn fail(mongo: &ReplicaSet, how: Document) -> Result<()> {
+    let mut command = doc! { "configureFailPoint": "failCommand" };
+    command.extend(how);
     for node in mongo.nodes() {
-        node.admin(off.clone()).await?;
+        node.admin(command.clone()).await?;
     }
     Ok(())
+}
+
+/// Writes to a database that nobody follows until no node's oplog reaches back to now; false where that takes
+/// too long.
+async fn roll_over(mongo: &ReplicaSet, primary: usize) -> Result<bool> {
+    let client = mongo.nodes()[primary].client();
+    let hello = mongo.nodes()[primary].admin(doc! { "hello": 1 }).await?;
+    let now = hello.get_timestamp("operationTime").context("the source's time")?;
+    let neighbour = client.database("torture-neighbour");
+    let bytes = vec![7; ROLLING_BYTES];
+    let blob = Binary { subtype: BinarySubtype::Generic, bytes };
+    let deadline = Instant::now() + ROLLED_WITHIN;
+    let rolled = loop {
+        if is_forgotten(mongo, now).await {
+            break true;
+        }
+        let wide = neighbour.collection::<Document>("wide");
+        let written = wide.insert_one(doc! { "blob": blob.clone() });
+        if written.write_concern(WriteConcern::majority()).await.is_err()
+            || Instant::now() > deadline
+        {
+            break false;
+        }
+    };
+    // It may not be the primary any more; what is left is dropped the next time.
+    let _ = neighbour.drop().await;
+    Ok(rolled)
+}
+
+async fn is_forgotten(mongo: &ReplicaSet, time: Timestamp) -> bool {
+    for node in mongo.nodes() {
+        let oplog = node.client().database("local").collection::<Document>("oplog.rs");
+        let first = oplog.find_one(doc! {}).await;
+        let Ok(Some(first)) = first else { return false };
+        if first.get_timestamp("ts").is_ok_and(|first| first <= time) {
+            return false;
+        }
+    }
+    true
 }

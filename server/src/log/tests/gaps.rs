@@ -60,4 +60,14 @@ fn a_cursor_of_another_log_is_not_continued_where_this_one_was_copying() {
     for second in [115, 120, 210] {
         read(second).unwrap();
     }
+    // It changes untold at 250, which is read together with what was told before: nothing is committed
+    // since 210, but up to 250 the log is exact.
+    writer.copy_again(id, CopyState::default(), time(250)).unwrap();
+    let finished = CopyState { finished: true, ..CopyState::default() };
+    writer.set_copy_state(id, finished).unwrap();
+    writer.set_tail(TailState { resume_token: None, high_water: time(260) }).unwrap();
+    writer.commit().unwrap();
+    read(249).unwrap();
+    assert!(is_too_old(read(250)) && is_too_old(read(259)));
+    read(260).unwrap();
 }

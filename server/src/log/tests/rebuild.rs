@@ -222,6 +222,11 @@ fn damage_in_any_table_is_found_at_open_or_by_a_check() {
     writer.commit().unwrap();
     let dir = source.dir.path().to_owned();
     source.writer = None;
+    let log = Connection::open(dir.join("log.db")).unwrap();
+    let is_busy: bool =
+        log.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
+    assert!(!is_busy, "all of it is in the file");
+    drop(log);
     let whole = std::fs::read(dir.join("log.db")).unwrap();
     for spoil in spoils {
         std::fs::write(dir.join("log.db"), &whole).unwrap();

@@ -1,6 +1,6 @@
 //! Every change, exactly once, in commits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bson::{Bson, Decimal128, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::bson::Document;
@@ -250,9 +250,19 @@ async fn a_dropped_collection_is_emptied_and_can_come_again() {
     });
     assert_eq!(deletes.len(), 1, "the drop is one commit");
 
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
     mongo.db.drop().await.unwrap();
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     assert!(capture.state().is_empty());
+    let mut deletes: BTreeMap<String, (usize, BTreeSet<u64>)> = BTreeMap::new();
+    capture.read(&Since::Cursor(cursor), |position, collection, _| {
+        let of = deletes.entry(collection.to_owned()).or_default();
+        of.0 += 1;
+        of.1.insert(position.cluster_time);
+    });
+    // MongoDB drops a database collection by collection.
+    let each = |name: &str| deletes.get(name).map(|(count, times)| (*count, times.len()));
+    assert_eq!((each("invoices"), each("plans")), (Some((10, 1)), Some((5, 1))));
     insert(&mongo.db, "plans", numbered(3..30)).await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;

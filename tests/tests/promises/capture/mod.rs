@@ -16,7 +16,7 @@ mod scenarios;
 mod serving;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -246,39 +246,14 @@ fn numbered(range: std::ops::Range<i32>) -> impl Iterator<Item = Document> {
     )
 }
 
-/// What the first node holds, copied while it was down.
+/// What the source holds, copied while it was down.
 async fn back_up(mongo: &mut Mongo) -> TempDir {
     let backup = dir();
-    mongo.node(0).stop().await.unwrap();
-    copy_folder(&data_of(mongo), backup.path());
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
+    mongo.set.back_up(backup.path()).await.unwrap();
     backup
 }
 
-/// The first node holds what it held then.
+/// The source holds what it held then.
 async fn put_back(mongo: &mut Mongo, backup: &TempDir) {
-    mongo.node(0).stop().await.unwrap();
-    let data = data_of(mongo);
-    std::fs::remove_dir_all(&data).unwrap();
-    copy_folder(backup.path(), &data);
-    mongo.node(0).restart().await.unwrap();
-    mongo.set.primary().await.unwrap();
-}
-
-fn data_of(mongo: &Mongo) -> PathBuf {
-    mongo.set.dir().join("node0").join("db")
-}
-
-/// Copies a folder and what is in it.
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
-        }
-    }
+    mongo.set.put_back(backup.path()).await.unwrap();
 }

@@ -8,7 +8,9 @@ use bson::{Document, doc};
 use mongodb::Database;
 use tidewire_server::config::SourceConfig;
 use tidewire_server::status::SourcePhase;
-use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
+use tidewire_tests::harness::{
+    Claims, Mongo, MongoOptions, Server, ServerOptions, eventually, mongo_with,
+};
 
 use super::{
     COLLECTIONS, Capture, back_up, collections, dir, insert, numbered, put_back, source_state,
@@ -86,6 +88,43 @@ async fn revoked_rights_and_a_changed_password_are_said_and_recovered_from_alone
     admin(&root, password("open sesame")).await;
     capture.must_equal(&root, &COLLECTIONS).await;
     capture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_started_while_the_source_refuses_it_serves_what_it_has_and_recovers_alone()
+ {
+    let dir = dir();
+    let role = doc! { "role": "read", "db": "invoify" };
+    let (mongo, root, config) = with_passwords(dir.path(), role.clone()).await;
+    insert(&root, "invoices", numbered(0..50)).await;
+    let mut options = ServerOptions::following(&mongo, &COLLECTIONS);
+    options.uri = config.uri;
+    let mut server = Server::start(options).await;
+    let token = server.token(&Claims::of("ann"));
+    admin(&root, doc! { "revokeRolesFromUser": "tidewire", "roles": [role.clone()] }).await;
+    assert!(server.stop().await.success());
+    server.launch();
+    server.listens().await;
+    let (status, page) = server.pull(&token, "since=0&limit=100").await;
+    assert_eq!((status, &page["count"]), (200, &50.into()), "{page}");
+    assert!(server.log_text().contains("MongoDB refuses access"), "{}", server.log_text());
+    insert(&root, "invoices", numbered(50..60)).await;
+    admin(&root, doc! { "grantRolesToUser": "tidewire", "roles": [role.clone()] }).await;
+    server.ready().await;
+    let cursor = page["cursor"].as_str().expect("a cursor").to_owned();
+    eventually("what came meanwhile is told", PATIENCE, || async {
+        let (_, page) = server.pull(&token, &format!("since={cursor}")).await;
+        (page["count"] == 10).then_some(())
+    })
+    .await;
+    server.stop().await;
+
+    // With nothing to serve it ends with the reason.
+    admin(&root, doc! { "revokeRolesFromUser": "tidewire", "roles": [role] }).await;
+    server.options.data_dir = Some(dir.path().join("none"));
+    server.options.expected_errors.push("MongoDB refuses access".to_owned());
+    server.launch();
+    assert_eq!(server.ended(PATIENCE).await.code(), Some(3), "{}", server.log_text());
 }
 
 /// A source that was restored from a backup while the log was followed, and then not: 0 to 99 are in the backup,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bson::{Binary, Document, doc};
 use tidewire_ops::verify::Plan;
 use tidewire_protocol::Position;
+use tidewire_server::config::SourceConfig;
 use tidewire_server::log::{Since, TailState, Writer};
 use tidewire_tests::harness::{
     Claims, Client, Mongo, MongoOptions, Server, ServerOptions, eventually, mongo, mongo_with,
@@ -13,7 +14,8 @@ use tidewire_tests::harness::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    COLLECTIONS, Capture, PATIENCE, back_up, dir, insert, log_options, numbered, put_back,
+    COLLECTIONS, Capture, PATIENCE, back_up, collections, dir, insert, log_options, numbered,
+    put_back,
 };
 
 /// The time of the oplog's first entry; `None` where that went while it was read.
@@ -226,6 +228,34 @@ async fn a_source_that_was_restored_from_a_backup_is_noticed_and_the_log_follows
     let mut changes = 0;
     capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
     assert_eq!(changes, 30 + 1 + 1, "its readers are told what it lost, and what came");
+    capture.stop().await;
+}
+
+/// The capture goes on all the while, and its first questions to the source fail each time that this starts: a
+/// stream that is opened without an answer would tell nothing of what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_restored_while_it_was_followed_is_noticed_by_whichever_attempt_comes_through()
+ {
+    let cut = "{mode: {times: 5}, data: {failCommands: ['find'], appName: 'followed', closeConnection: true}}";
+    let args = ["--setParameter".to_owned(), format!("failpoint.failCommand={cut}")].to_vec();
+    let mut mongo =
+        mongo_with(MongoOptions { test_commands: true, args, ..MongoOptions::default() }).await;
+    let dir = dir();
+    insert(&mongo.db, "invoices", numbered(0..100)).await;
+    let backup = back_up(&mut mongo).await;
+    insert(&mongo.db, "invoices", numbered(100..130)).await;
+    let uri = format!("{}&appName=followed", mongo.uri());
+    let config = SourceConfig { uri, database: mongo.db.name().to_owned() };
+    let capture = Capture::start_with(config, dir.path(), &collections(&COLLECTIONS));
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let cursor = capture.read(&Since::Nothing, |_, _, _| {});
+    put_back(&mut mongo, &backup).await;
+
+    insert(&mongo.db, "invoices", numbered(500..501)).await;
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    let mut changes = 0;
+    capture.read(&Since::Cursor(cursor), |_, _, _| changes += 1);
+    assert_eq!(changes, 30 + 1, "what it lost, and what came");
     capture.stop().await;
 }
 

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 use rand::RngExt;
 use rusqlite::Connection;
 
-use super::{FAILED, UNREACHABLE, UP_WITHIN, end};
+use super::{FAILED, UP_WITHIN, end, is_sources_fault};
 use crate::torture::faults::Lane;
 use crate::torture::findings::Kind;
 use crate::torture::history;
@@ -144,7 +145,7 @@ async fn meet(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
         lane.findings.count("damaged logs of which nobody read what was damaged", 1);
         return server.kill().await;
     };
-    if status.code() == Some(UNREACHABLE) {
+    if is_sources_fault(status.code()) {
         lane.findings.note("the server on the damaged log did not reach the source");
         return Ok(());
     }
@@ -183,6 +184,46 @@ async fn rebuild(lane: &mut Lane, server: &ServerPart) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nothing can be written to the log's files for a while: the tail stands, and goes on alone.
+pub(super) async fn read_only(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
+    if !server.is_ready_within(UP_WITHIN).await {
+        return Ok(());
+    }
+    let Some(frozen) = Immutable::of(&server.site.data_dir()) else {
+        let left_out = "faults left out: a log that can't be written needs root and chattr";
+        lane.findings.count(left_out, 1);
+        return Ok(());
+    };
+    server.site.history.set_unwritable();
+    lane.findings.fault("server's log can't be written", server.site.name);
+    lane.hold(1.0..9.0).await;
+    drop(frozen);
+    Ok(())
+}
+
+/// A log's files, which nobody can write to until this is dropped.
+struct Immutable([PathBuf; 2]);
+
+impl Immutable {
+    /// `None` where that may not be done: it needs root, chattr and a file system that knows of it.
+    fn of(data: &Path) -> Option<Self> {
+        let this = Self(["log.db", "log.db-wal"].map(|file| data.join(file)));
+        this.change("+i").then_some(this)
+    }
+
+    fn change(&self, flag: &str) -> bool {
+        let mut chattr = Command::new("chattr");
+        let changed = chattr.arg(flag).args(&self.0).stderr(Stdio::null()).status();
+        changed.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        self.change("-i");
+    }
 }
 
 /// Runs a part of `tidewire-ops log` that must not fail.

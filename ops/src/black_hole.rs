@@ -9,14 +9,13 @@ pub struct BlackHole {
 }
 
 impl BlackHole {
-    /// `None`, said loudly, where that may not be done.
+    /// `None` where that may not be done: it needs root and iptables.
     ///
     /// # Panics
     /// When it can be done by half only.
     #[must_use]
     pub fn of(port: u16) -> Option<Self> {
         if !rule("-I", "--dport", port) {
-            eprintln!("SKIPPED: a black hole needs root and iptables");
             return None;
         }
         let hole = Self { port };
