@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GOES_ON_WITHIN: Duration = Duration::from_secs(25);
 /// From the acknowledgement of a new primary's first write to that write in the log, which takes milliseconds where
 /// the server has heard of that primary.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(2);
 /// A stream at a primary that fell silent ends at last by the watchdog, or by the driver's own doubts about the node,
 /// which take three seconds at least: a new primary that is there before this is heard of first.
 const ELECTED_IN_TIME: Duration = Duration::from_millis(2_500);
