@@ -155,12 +155,16 @@ impl SyncClient {
     }
 
     /// Gives the client another token: a renewed one, which goes out over the open socket, or another
-    /// user's. Another user's replica is wiped before anything else happens.
+    /// user's. Another user's replica is wiped before anything else happens: when this comes back, nothing
+    /// of it is left.
     ///
     /// # Errors
     /// The client has ended.
     pub async fn set_token(&self, token: Token) -> Result<(), ClientError> {
-        self.orders.send(Order::SetToken(token)).await.map_err(|_| ClientError::Died)
+        let (taken, told) = oneshot::channel();
+        let order = Order::SetToken(token, taken);
+        self.orders.send(order).await.map_err(|_| ClientError::Died)?;
+        told.await.map_err(|_| ClientError::Died)
     }
 
     /// Copies everything anew, beside the old data, which stays readable until then.

@@ -37,7 +37,8 @@ pub(crate) type Wants = oneshot::Sender<Result<Verified, VerifyError>>;
 pub(crate) enum Order {
     /// A pull at once; what it brought goes there.
     PullNow(Option<Asker>),
-    SetToken(Token),
+    /// Another token; told there when the replica belongs to its user.
+    SetToken(Token, oneshot::Sender<()>),
     Rebuild,
     /// Compare with the server; the answer goes there.
     Verify(Wants),
@@ -399,9 +400,13 @@ impl<T: Transport> Driver<T> {
                 None
             }
             Order::Rebuild => self.rebuild(store).await,
-            Order::SetToken(token) => {
+            Order::SetToken(token, taken) => {
                 self.source = TokenSource::Given(token.clone());
-                self.set_token(token, store).await
+                let ended = self.set_token(token, store).await;
+                if ended.is_none() {
+                    taken.send(()).ok();
+                }
+                ended
             }
         }
     }

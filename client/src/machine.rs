@@ -492,7 +492,10 @@ impl Machine {
             // A busy server has said when it wants to be asked again.
             Doing::BackingOff if self.busy > 0 && !woke => Vec::new(),
             Doing::Resting | Doing::BackingOff => {
-                self.retry.reset();
+                // Who is only asked for more has not come back: the patience with it is not renewed.
+                if woke {
+                    self.retry.reset();
+                }
                 self.start()
             }
             _ => Vec::new(),

@@ -699,6 +699,29 @@ fn what_is_not_complete_waits_for_its_own_server_a_while() {
     gone_elsewhere(machine, busy(3_600));
 }
 
+#[test]
+fn an_app_that_asks_for_pulls_does_not_keep_what_is_not_complete_at_a_server_that_is_gone() {
+    let mut machine = live(several());
+    machine.on(fetched("c2", 5, true, false));
+    machine.on(applied(false));
+    for _ in 0..PARTIAL_PATIENCE_MAX {
+        armed(&machine.on(failed(unreachable())));
+        assert_eq!(machine.on(Event::PullNow), [pull("c2", NONE)]);
+    }
+    gone_elsewhere(machine, unreachable());
+}
+
+#[test]
+fn a_busy_server_is_given_a_second_at_least_and_one_that_is_gone_is_not_busy_any_more() {
+    let mut machine = live(options());
+    assert!(armed(&machine.on(failed(busy(0)))) >= Duration::from_secs(1));
+    assert_eq!(machine.on(Event::PullNow), [], "it has said when");
+    assert_eq!(machine.on(Event::Timer), [pull("c1", NONE)]);
+    armed(&machine.on(failed(unreachable())));
+    assert_eq!(machine.state(), State::Offline);
+    assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)]);
+}
+
 fn gone_elsewhere(mut machine: Machine, failure: Failure) {
     assert_eq!(machine.on(failed(failure)), [Action::UseServer(1), pull("c2", NONE)]);
     let foreign = failed(Failure::Resync(ResyncReason::ForeignLog));

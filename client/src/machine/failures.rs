@@ -13,7 +13,8 @@ pub(super) const DOUBT_HELD: u32 = 5;
 const DOUBT_SHORT: u32 = 1;
 /// Proxies that end long requests wait for longer than this.
 const PROXY_PATIENCE_MIN: Duration = Duration::from_secs(4);
-/// Longest delay that a server may ask for.
+/// Shortest and longest delay that a server may ask for.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 /// The delay where a busy server names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(2);
@@ -76,7 +77,8 @@ impl Machine {
                 if self.options.once && self.busy > ONCE_BUSY_MAX {
                     return self.give_up(Outcome::Unreachable(failure));
                 }
-                let delay = retry_after.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX);
+                let delay = retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
+                let delay = delay.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
                 let pause = self.retry.spread(delay);
                 if delay <= PATIENCE_EACH_MAX && self.waits_for_its_server(self.busy) {
                     self.doing = Doing::BackingOff;
@@ -118,6 +120,8 @@ impl Machine {
             self.probe_after = self.probe.next_delay();
         }
         self.online = false;
+        // Whoever was busy is not there any more.
+        self.busy = 0;
         let delay = self.retry.next_delay().max(least);
         let servers = u32::try_from(self.servers.count()).unwrap_or(u32::MAX);
         if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX.saturating_mul(servers) {

@@ -545,6 +545,32 @@ fn a_table_that_somebody_dropped_means_a_new_copy() {
 }
 
 #[test]
+fn a_server_that_follows_nothing_any_more_is_not_taken_for_one_with_nothing_to_tell() {
+    let (_folder, path) = place();
+    let mut writer = open(&path);
+    writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
+    let report = super::Report {
+        state: State::Live,
+        transport: TransportName::Push,
+        is_online: true,
+        error: None,
+        failed: false,
+        valid_until_ms: super::now_ms() + 60_000,
+    };
+    writer.report(&report).unwrap();
+    assert_eq!(writer.status().unwrap().lag_ms, Some(0));
+    let said_at = |time: &str| {
+        let text = super::testing::page_text(&[], "p1", false, true);
+        crate::page::Page::decode(text.replace(super::testing::SERVER_TIME, time)).unwrap()
+    };
+    writer.apply(&said_at("1970-01-01T01:00:00.000Z")).unwrap();
+    let lag = writer.status().unwrap().lag_ms;
+    assert_eq!(lag, Some(3_600_000), "its log ends an hour before its own time");
+    writer.apply(&said_at("1970-01-01T00:00:30.000Z")).unwrap();
+    assert_eq!(writer.status().unwrap().lag_ms, Some(0), "an idle source");
+}
+
+#[test]
 fn the_status_of_a_client_that_died_is_stopped() {
     let (_folder, path) = place();
     let mut writer = open(&path);

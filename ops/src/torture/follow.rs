@@ -121,7 +121,7 @@ impl Follower {
             let page = match page {
                 Ok(page) => page,
                 // After the loss of its log it is copied anew, and comes up to here again.
-                Err(ReadError::Ahead) => return,
+                Err(ReadError::Ahead | ReadError::Copying) => return,
                 Err(ReadError::Resync(reason)) => {
                     self.must_be_excused(reason);
                     self.judge.findings().note(&format!(

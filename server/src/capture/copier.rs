@@ -145,8 +145,10 @@ impl Copier {
     /// Reads a whole collection, or the rest of one. False: nobody takes the chunks.
     async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
         let mut after = order.after.clone();
+        let mut outlasts_snapshots = false;
         loop {
-            let plan = Plan::of(&self.database, &order.collection).await?;
+            let mut plan = Plan::of(&self.database, &order.collection).await?;
+            plan.at_no_time |= outlasts_snapshots;
             let not_before = order.not_before.max(plan.missing_at);
             let Some(time) = self.time_from(not_before).await else { return Ok(false) };
             if plan.no_collection {
@@ -156,7 +158,11 @@ impl Copier {
                 Read::End => return Ok(true),
                 Read::Nobody => return Ok(false),
                 Read::GoOn => {}
-                Read::TooOld => sleep(SNAPSHOT_PAUSE).await,
+                Read::TooOld => {
+                    // All of it is sorted before the first of it comes, which would take as long again.
+                    outlasts_snapshots |= !plan.by_index;
+                    sleep(SNAPSHOT_PAUSE).await;
+                }
             }
         }
     }
@@ -217,8 +223,8 @@ impl Copier {
             let chunk = Chunk {
                 generation: order.generation,
                 time: at,
-                until: if plan.capped { reply.operation_time().max(at) } else { at },
-                capped: plan.capped,
+                until: if plan.at_no_time { reply.operation_time().max(at) } else { at },
+                capped: plan.at_no_time,
                 reply,
                 last,
                 gone: is_empty && plan.missing_at > 0,
@@ -270,8 +276,9 @@ struct Plan {
     /// By bounds on the `_id` index. Not where that index orders by another rule than ours (a collation)
     /// or is none (a clustered collection).
     by_index: bool,
-    /// A capped collection: MongoDB 6 does not read it at a time of our choice.
-    capped: bool,
+    /// Read at no time of our choice: MongoDB 6 does not read a capped collection so, nor one that is sorted
+    /// for longer than it keeps a time.
+    at_no_time: bool,
     /// A view or a time series has taken the name: nothing tells what happens to it, so nothing of it is
     /// read.
     no_collection: bool,
@@ -309,7 +316,8 @@ impl Plan {
             documents_total: number("count"),
             missing_at: if is_missing { now } else { 0 },
             by_index,
-            capped: described.is_some_and(|options| options.get_bool("capped").unwrap_or(false)),
+            at_no_time: described
+                .is_some_and(|options| options.get_bool("capped").unwrap_or(false)),
             no_collection,
         })
     }
@@ -320,7 +328,7 @@ impl Plan {
             "find": collection,
             "sort": { "_id": 1 },
             "batchSize": self.batch_size,
-            "readConcern": match self.capped {
+            "readConcern": match self.at_no_time {
                 false => doc! { "level": "snapshot", "atClusterTime": time },
                 true => doc! { "level": "majority", "afterClusterTime": time },
             },

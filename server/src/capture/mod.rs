@@ -123,7 +123,9 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let mut step = Step::Resume;
     let oplog_refused = Arc::new(AtomicBool::new(false));
     let process = Arc::default();
-    let (mut client, mut primary) = connect(&config).await?;
+    let first = first_connection(&config, &status, &mut attempts);
+    let Some(connected) = shutdown.run_until_cancelled(first).await else { return Ok(()) };
+    let (mut client, mut primary) = connected?;
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
@@ -164,7 +166,9 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             attempts.succeeded();
         }
         let (next, wait) = retry::next_step(ended.failure, &mut attempts);
-        step = next;
+        // What was to be compared stays so until that has begun, whatever fails before.
+        let is_owed = step == Step::Reconcile && *writer.tail() == before;
+        step = if is_owed { Step::Reconcile } else { next };
         tell(&status, &ended, &attempts);
         if ended.failure == Failure::Silent || attempts.in_a_row() % CLIENT_FAILURES_MAX == 0 {
             match connect(&config).await {
@@ -180,6 +184,26 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     // The driver still ends cursors in the background, and panics where its runtime goes before that.
     let _ = timeout(SHUTDOWN_MAX, client.shutdown().into_future()).await;
     Ok(())
+}
+
+/// Connections to a source whose very address may be unknown for now (DNS that is away).
+async fn first_connection(
+    config: &SourceConfig,
+    status: &StatusSender,
+    attempts: &mut Attempts,
+) -> Result<(Client, Primary), CaptureError> {
+    loop {
+        let error = match connect(config).await {
+            Err(CaptureError::Source(error @ CheckError::Unreachable(_))) => error,
+            connected => {
+                attempts.succeeded();
+                return connected;
+            }
+        };
+        let (_, wait) = retry::next_step(Failure::Interrupted, attempts);
+        tell(status, &Ended::new(Failure::Interrupted, error.to_string()), attempts);
+        tokio::time::sleep(retry::jittered(wait)).await;
+    }
 }
 
 /// Makes the log follow what the rules name; until it does, nothing of it is served. `None`: shutdown.
@@ -397,6 +421,14 @@ impl Run {
             match oplog::entry_at(&self.client, stored.high_water).await {
                 Ok(Stands::Strange) => {
                     tracing::error!(high_water = stored.high_water, "{RESTORED}");
+                    Step::Reconcile
+                }
+                Ok(Stands::Forgotten) => {
+                    let high_water = stored.high_water;
+                    tracing::warn!(
+                        high_water,
+                        "the oplog does not reach back to where the log ends"
+                    );
                     Step::Reconcile
                 }
                 Ok(Stands::Refused) if self.is_another_process(times.process) => {

@@ -146,7 +146,10 @@ pub(super) enum Stands {
     Known,
     /// It has none, and reaches back farther: the source is another one now.
     Strange,
-    /// It does not reach back so far, or can't be asked.
+    /// It does not reach back so far: what came after can't be had as changes. (A set that was initiated anew
+    /// would let a stream begin there all the same.)
+    Forgotten,
+    /// It can't be asked.
     Untold,
     /// The user may not read it.
     Refused,
@@ -166,7 +169,8 @@ pub(super) async fn entry_at(client: &Client, time: u64) -> Result<Stands, Ended
         Ok(Ok((Some(first), at))) if first <= time => {
             Ok(if at == Some(time) { Stands::Known } else { Stands::Strange })
         }
-        Ok(Ok(_)) => Ok(Stands::Untold),
+        Ok(Ok((Some(_), _))) => Ok(Stands::Forgotten),
+        Ok(Ok((None, _))) => Ok(Stands::Untold),
         Ok(Err(error)) => match classify(&error) {
             Failure::AccessRefused => Ok(Stands::Refused),
             Failure::Interrupted | Failure::Silent => Err(error.into()),

@@ -88,7 +88,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`DocumentsError::Elsewhere`]; [`ReadError::Ahead`] when the log does not reach the cursor;
-    /// [`ReadError::Unsettled`]; [`ReadError::Resync`] when a page after the cursor would be refused
+    /// [`ReadError::Copying`]; [`ReadError::Unsettled`]; [`ReadError::Resync`] when a page after the cursor would be refused
     /// too. Entries given before an error are void.
     ///
     /// # Panics

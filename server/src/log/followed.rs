@@ -232,8 +232,9 @@ impl Writer {
                 known.write(&self.conn)?;
             }
         }
-        self.forget_stretches(collection)?;
-        // What happens from now on is not told here, but perhaps by another server's log.
+        self.end_unsettled(collection)?;
+        // What happens from now on is not told here, but perhaps by another server's log. Where it was being
+        // copied, or was before, it still may not have what another one told.
         self.open_gap(collection, self.tail().high_water)?;
         self.unlist(collection)?;
         self.copies.remove(&collection);

@@ -134,7 +134,7 @@ pub(super) fn start_of(
 fn outside_gaps(conn: &Connection, follows: &Follows, cursor: &Cursor) -> Result<(), ReadError> {
     match gap_at(conn, follows, cursor.position.cluster_time, &cursor.view)? {
         None => Ok(()),
-        Some(Gap::Open) => Err(ReadError::Ahead),
+        Some(Gap::Open) => Err(ReadError::Copying),
         Some(Gap::Closed) => Err(ReadError::Resync(ResyncReason::CursorTooOld)),
     }
 }

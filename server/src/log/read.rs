@@ -108,6 +108,10 @@ pub enum ReadError {
     /// The cursor is ahead of this log's head; the log will catch up.
     #[error("the cursor is ahead of this server's log")]
     Ahead,
+    /// The cursor is another log's, of a moment that this one still copies: only then is it known whether it
+    /// can be continued.
+    #[error("this log copies what happened at the cursor")]
+    Copying,
     /// A copy was under way at the moment asked for, or none had begun: the log has only a part.
     #[error("a copy of the source was under way then, and the log has only a part of it")]
     Unsettled,

@@ -159,6 +159,19 @@ impl Writer {
 
     /// The copy has ended with this commit.
     pub(super) fn close_stretches(&mut self, collection: CollectionId) -> Result<(), LogError> {
+        self.end_unsettled(collection)?;
+        for mut gap in self.stretches(Measure::Gaps, collection)? {
+            if gap.through.is_none() {
+                gap.through = Some(WITH_THIS_COMMIT);
+                gap.write(&self.conn)?;
+                self.gap_ends = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody waits for the collection's copy any more; in what was written meanwhile it is not whole.
+    pub(super) fn end_unsettled(&self, collection: CollectionId) -> Result<(), LogError> {
         for mut stretch in Stretch::all(&self.conn, Measure::Unsettled)? {
             let ends = stretch.collection == collection && stretch.through.is_none();
             if ends {
@@ -170,13 +183,6 @@ impl Writer {
                 stretch.remove(&self.conn)?;
             } else if ends {
                 stretch.write(&self.conn)?;
-            }
-        }
-        for mut gap in self.stretches(Measure::Gaps, collection)? {
-            if gap.through.is_none() {
-                gap.through = Some(WITH_THIS_COMMIT);
-                gap.write(&self.conn)?;
-                self.gap_ends = true;
             }
         }
         Ok(())
@@ -212,15 +218,5 @@ impl Writer {
             gap.remove(&self.conn)?;
         }
         gaps.into_iter().try_for_each(|gap| gap.write(&self.conn))
-    }
-
-    /// Nobody is told of the collection any more.
-    pub(super) fn forget_stretches(&self, collection: CollectionId) -> Result<(), LogError> {
-        for measure in [Measure::Unsettled, Measure::Gaps] {
-            for stretch in self.stretches(measure, collection)? {
-                stretch.remove(&self.conn)?;
-            }
-        }
-        Ok(())
     }
 }

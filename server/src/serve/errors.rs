@@ -20,6 +20,8 @@ pub(super) struct ApiError {
     retry_after_seconds: Option<u32>,
 }
 
+/// After which somebody whose cursor is being copied asks again.
+const COPYING_RETRY_SECONDS: u32 = 5;
 /// Values of callers are shown up to here.
 const SHOWN_CHARACTERS_MAX: usize = 80;
 
@@ -172,6 +174,7 @@ impl From<ReadError> for ApiError {
         match error {
             ReadError::Resync(reason) => Self::resync(reason),
             ReadError::Log(error) => error.into(),
+            ReadError::Copying => Self::not_ready(error.to_string(), COPYING_RETRY_SECONDS),
             // Only a cursor can be ahead, and only a replay asks for a moment.
             ReadError::Ahead | ReadError::Unsettled => {
                 tracing::error!(%error, "the log refuses what nobody asked for");

@@ -153,7 +153,8 @@ impl Parts {
             (Err(ReadError::Ahead), Since::Cursor(cursor)) => {
                 let end = PageEnd {
                     cursor: cursor.clone(),
-                    checkpoint: self.reader.head().borrow().position,
+                    // The log may have come farther meanwhile: this reader has not.
+                    checkpoint: head.min(cursor.position()),
                     has_more: false,
                     complete: cursor.is_complete(),
                     count: 0,

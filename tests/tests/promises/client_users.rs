@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use bson::{Document, doc};
+use serde_json::json;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Server, ServerOptions, collection, eventually, mongo, must_equal,
+    Claims, Client, Daemon, Server, ServerOptions, collection, eventually, mongo, must_equal,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,6 +53,46 @@ async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
     }
     assert!(client.stop().await.success());
     assert_eq!(client.files_with("canary of asha"), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_an_app_has_given_another_users_token_the_first_ones_rows_are_gone() {
+    let mongo = mongo().await;
+    let notes = mongo.db.collection::<Document>("notes");
+    let rows = (0..20_000).map(|n| {
+        let owner = if n % 100 == 0 { "ravi" } else { "asha" };
+        doc! { "_id": n, "userId": owner, "text": "x".repeat(200) }
+    });
+    notes.insert_many(rows).await.expect("insert");
+    let options = ServerOptions {
+        collections: collection("notes", &["user:{userId}"], &[]),
+        ..ServerOptions::following(&mongo, &[])
+    };
+    let server = Server::start(options).await;
+    let client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
+    client.sync_once().await;
+    let position = client.status().await["position"].clone();
+    let mut daemon = Daemon::start(&client).await;
+    eventually("the daemon follows", Duration::from_secs(60), || async {
+        (client.status().await["state"] == "live").then_some(())
+    })
+    .await;
+    let token = server.token(&Claims::of("ravi"));
+    let taken = daemon.call("setAuthToken", json!({ "token": token })).await;
+    assert_eq!(taken, json!({}));
+    let hers = "SELECT count(*) FROM notes WHERE userId = 'asha'";
+    let count = |db: rusqlite::Connection| db.query_row(hers, [], |row| row.get::<_, i64>(0));
+    // Her table is gone, or already his.
+    assert_eq!(client.open().ok().and_then(|db| count(db).ok()).unwrap_or(0), 0);
+    // What she had is not taken for his.
+    let told = daemon.call("waitFor", json!({ "position": position })).await;
+    assert_eq!(told["reached"], true);
+    let his = client.open().expect("a replica").query_row(
+        "SELECT count(*), sum(userId = 'ravi') FROM notes",
+        [],
+        |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+    );
+    assert_eq!(his.expect("a row"), (200, 200));
 }
 
 #[tokio::test(flavor = "multi_thread")]

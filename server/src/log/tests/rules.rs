@@ -210,6 +210,29 @@ fn where_a_collection_is_not_followed_any_more_its_later_readers_begin_anew() {
     assert_eq!(here.tells(&before), Ok(vec![1, 2]));
 }
 
+/// Where it was copying, a log may never have had what another one told: that stays so while the collection is
+/// not followed, and after.
+#[test]
+fn where_a_collection_was_copied_is_remembered_while_it_is_not_followed() {
+    let (mut here, mut there) = two();
+    // What happened while it was away is found by comparing.
+    here.writer.set_copy_state(here.id, CopyState::default()).unwrap();
+    here.commit(130);
+    there.put(140, 7, "everyone");
+    let later = there.all();
+    there.delete(150, 7);
+    here.finish();
+    here.commit(160);
+    assert_eq!(here.tells(&later), Err(ResyncReason::CursorTooOld));
+    here.writer.unfollow(here.id).unwrap();
+    here.commit(200);
+    here.writer.follow(here.id, "first").unwrap();
+    here.writer.set_copy_state(here.id, CopyState::default()).unwrap();
+    here.finish();
+    here.commit(210);
+    assert_eq!(here.tells(&later), Err(ResyncReason::CursorTooOld), "it would keep 7");
+}
+
 #[test]
 fn of_rules_that_were_left_the_last_are_remembered_across_a_restart() {
     let mut log = Log::of("rs0/invoify");

@@ -5,7 +5,7 @@ use futures::future::join;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidewire_server::log::Since;
-use tidewire_tests::harness::{mongo, seed};
+use tidewire_tests::harness::{MongoOptions, mongo, mongo_with, seed};
 use tokio_util::sync::CancellationToken;
 
 use super::{COLLECTIONS, Capture, collections, dir, insert, numbered, source};
@@ -154,6 +154,30 @@ async fn a_collection_that_orders_ids_by_a_rule_of_its_own_is_copied_whole() {
     insert(&mongo.db, "invoices", named).await;
     insert(&mongo.db, "plans", numbered(0..3_000)).await;
     let capture = Capture::start(&mongo, dir.path());
+    capture.must_equal(&mongo.db, &COLLECTIONS).await;
+    capture.stop().await;
+}
+
+/// All of such a collection is sorted before its first document comes: where that takes longer than the source
+/// keeps a time, no second try would end either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_read_at_one_time_is_read_without_and_ends_exact() {
+    let mongo = mongo_with(MongoOptions { test_commands: true, ..MongoOptions::default() }).await;
+    let dir = dir();
+    let collated = doc! { "create": "invoices", "collation": { "locale": "en" } };
+    mongo.db.run_command(collated).await.unwrap();
+    insert(&mongo.db, "invoices", (0..500).map(|n| doc! { "_id": format!("no {n}"), "x": 0 }))
+        .await;
+    let too_old =
+        doc! { "errorCode": 239, "failCommands": ["find"], "namespace": "invoify.invoices" };
+    let too_old = mongo.fail_point("failCommand", "alwaysOn", too_old).await;
+    let capture = Capture::start(&mongo, dir.path());
+    let invoices = mongo.db.collection::<Document>("invoices");
+    for x in 1..20 {
+        invoices.update_many(doc! {}, doc! { "$set": { "x": x } }).await.unwrap();
+    }
+    too_old.fired(3).await;
+    too_old.off().await;
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;
 }
