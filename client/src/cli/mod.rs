@@ -193,10 +193,22 @@ pub(crate) fn main() -> ExitCode {
             if is_broken_pipe(&error) {
                 return ExitCode::SUCCESS;
             }
-            eprintln!("tidewire: {}", show::plain(&format!("{error:#}")));
+            eprintln!("tidewire: {}", show::plain(&reason(&error)));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// What was tried, and why it failed: the library's own errors say all that is behind them.
+fn reason(error: &anyhow::Error) -> String {
+    let mut reasons = Vec::new();
+    for cause in error.chain() {
+        reasons.push(cause.to_string());
+        if cause.is::<ClientError>() || cause.is::<ReplicaError>() {
+            break;
+        }
+    }
+    reasons.join(": ")
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

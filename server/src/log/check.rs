@@ -43,7 +43,7 @@ pub struct Checked {
     pub findings_total: u64,
     /// Changes that were read.
     pub changes: u64,
-    /// Documents that the index leads to, tombstones included.
+    /// Documents that the log has a last change of, tombstones included.
     pub documents: u64,
     /// The log's head.
     pub head: Position,
@@ -363,6 +363,8 @@ impl<'c> Rows<'c> {
             if previous.is_some() {
                 index.latest.remove(row.previous);
             }
+        } else if row.previous == 0 {
+            checked.documents += 1;
         }
         Ok(())
     }
@@ -390,7 +392,7 @@ fn walk_latest(
     let mut found = Tally::default();
     while let Some(entry) = entries.next()? {
         checked.documents += 1;
-        progress(CheckPart::Documents, checked.documents, index.latest.count);
+        progress(CheckPart::Documents, found.count + 1, index.latest.count);
         let (collection, key): (u32, Vec<u8>) = (entry.get(0)?, entry.get(1)?);
         let seq = entry.get::<_, i64>(2)?.cast_unsigned();
         found.add(seq);
