@@ -111,6 +111,8 @@ pub struct Machine {
     held_short: bool,
     online: bool,
     busy: u32,
+    /// The back-off is what the server named that is asked after it.
+    is_told_when: bool,
     /// Waits for servers that have not been asked for a cursor which others refuse.
     refusal_waits: u32,
     error: Option<String>,
@@ -148,6 +150,7 @@ impl Machine {
             held_short: false,
             online: false,
             busy: 0,
+            is_told_when: false,
             refusal_waits: 0,
             error: None,
             retry: backoff(RETRY, 0),
@@ -490,7 +493,7 @@ impl Machine {
                 vec![Action::CancelPull, self.pull(Duration::ZERO)]
             }
             // A busy server has said when it wants to be asked again.
-            Doing::BackingOff if self.busy > 0 && !woke => Vec::new(),
+            Doing::BackingOff if self.is_told_when && !woke => Vec::new(),
             Doing::Resting | Doing::BackingOff => {
                 // Who is only asked for more has not come back: the patience with it is not renewed.
                 if woke {

@@ -29,6 +29,7 @@ fn head(cursor: &str, count: usize, has_more: bool, complete: bool) -> PageHead 
         count,
         progress: None,
         server_time_ms: 0,
+        source_lag_ms: None,
     }
 }
 

@@ -49,6 +49,8 @@ pub struct PageHead {
     pub progress: Option<u16>,
     /// The server's clock when it answered, milliseconds since 1970.
     pub server_time_ms: i64,
+    /// How long the server itself has been behind the source, milliseconds, where it says so.
+    pub source_lag_ms: Option<u64>,
 }
 
 /// One change, borrowed from its page.
@@ -141,6 +143,7 @@ impl Page {
             progress: page.progress.map(thousandths),
             server_time_ms: time_ms(&page.server_time)
                 .ok_or_else(|| PageError("serverTime is not an RFC 3339 time".into()))?,
+            source_lag_ms: page.source_lag_ms,
         };
         Ok(gathered.into_page(&mut text, head))
     }
@@ -170,6 +173,7 @@ impl Page {
             count: frame.changes.len(),
             progress: None,
             server_time_ms,
+            source_lag_ms: None,
         };
         Ok(gathered.into_page(&mut text, head))
     }
@@ -202,6 +206,7 @@ impl Page {
             count: changes.len(),
             progress: None,
             server_time_ms: 0,
+            source_lag_ms: None,
         };
         Ok((gathered.into_page(&mut text, head), next))
     }
@@ -214,6 +219,7 @@ impl Page {
         cursor: &str,
         through: Position,
         server_time_ms: i64,
+        source_lag_ms: Option<u64>,
     ) -> Result<Self, PageError> {
         let head = PageHead {
             cursor: checked_cursor(cursor)?,
@@ -223,6 +229,7 @@ impl Page {
             count: 0,
             progress: None,
             server_time_ms,
+            source_lag_ms,
         };
         Ok(Gathered::default().into_page(&mut String::new(), head))
     }

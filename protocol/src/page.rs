@@ -73,4 +73,7 @@ pub struct PullPage<'a> {
     /// look through is behind it, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<f64>,
+    /// How long the server's log has been behind its source, milliseconds, where that is longer than usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_lag_ms: Option<u64>,
 }

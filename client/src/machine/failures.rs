@@ -81,10 +81,10 @@ impl Machine {
                 let delay = delay.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
                 let pause = self.retry.spread(delay);
                 if delay <= PATIENCE_EACH_MAX && self.waits_for_its_server(self.busy) {
-                    self.doing = Doing::BackingOff;
+                    (self.doing, self.is_told_when) = (Doing::BackingOff, true);
                     return vec![Action::Arm(pause)];
                 }
-                self.go_on_after(pause)
+                self.go_on_after(pause, true)
             }
             Failure::Unreachable(_) | Failure::Garbage(_) | Failure::Server { .. } => {
                 self.unreachable(failure, Duration::ZERO)
@@ -120,25 +120,24 @@ impl Machine {
             self.probe_after = self.probe.next_delay();
         }
         self.online = false;
-        // Whoever was busy is not there any more.
-        self.busy = 0;
         let delay = self.retry.next_delay().max(least);
         let servers = u32::try_from(self.servers.count()).unwrap_or(u32::MAX);
         if self.options.once && self.retry.attempts() >= ONCE_ATTEMPTS_MAX.saturating_mul(servers) {
             return self.give_up(Outcome::Unreachable(failure));
         }
         if self.waits_for_its_server(self.retry.attempts()) {
-            self.doing = Doing::BackingOff;
+            (self.doing, self.is_told_when) = (Doing::BackingOff, false);
             return vec![Action::Arm(delay)];
         }
-        self.go_on_after(delay)
+        self.go_on_after(delay, false)
     }
 
     /// With the next server of the list, at once; where all have failed, with the one whose pause ends
     /// first, when it ends.
-    fn go_on_after(&mut self, pause: Duration) -> Vec<Action> {
+    /// `is_told`: by the server itself.
+    fn go_on_after(&mut self, pause: Duration, is_told: bool) -> Vec<Action> {
         let before = self.servers.current();
-        let turn = self.servers.failed(pause);
+        let turn = self.servers.failed(pause, is_told);
         self.take_turn(turn, before)
     }
 
@@ -147,7 +146,7 @@ impl Machine {
         match turn {
             Turn::Now => actions.extend(self.start()),
             Turn::In(delay) => {
-                self.doing = Doing::BackingOff;
+                (self.doing, self.is_told_when) = (Doing::BackingOff, self.servers.is_told_when());
                 actions.push(Action::Arm(delay));
             }
         }

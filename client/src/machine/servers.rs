@@ -15,6 +15,8 @@ pub(super) struct Servers {
 struct Seat {
     /// It is not asked before this.
     ready_at: Duration,
+    /// It has said so itself.
+    is_told: bool,
     /// It can't go on with the present cursor.
     refused: bool,
 }
@@ -56,8 +58,10 @@ impl Servers {
 
     /// The current one failed and is left alone for `pause`: the turn is the next one's, in the list's
     /// order, that is not left alone itself; where all are, the one's whose pause ends first.
-    pub(super) fn failed(&mut self, pause: Duration) -> Turn {
-        self.seats[self.current].ready_at = self.now + pause;
+    /// `is_told`: by its own word.
+    pub(super) fn failed(&mut self, pause: Duration, is_told: bool) -> Turn {
+        let seat = &mut self.seats[self.current];
+        (seat.ready_at, seat.is_told) = (self.now + pause, is_told);
         let others = self.others();
         if let Some(next) = others.clone().find(|&at| self.left(at).is_zero()) {
             self.current = next;
@@ -65,6 +69,11 @@ impl Servers {
         }
         self.current = others.chain([self.current]).min_by_key(|&at| self.left(at)).unwrap_or(0);
         Turn::In(self.left(self.current))
+    }
+
+    /// The current one has said itself when it is to be asked again.
+    pub(super) fn is_told_when(&self) -> bool {
+        self.seats[self.current].is_told
     }
 
     /// The current one can't go on with the cursor: the turn of another one that has not refused it and
@@ -101,13 +110,13 @@ mod tests {
     #[test]
     fn each_is_asked_before_one_is_asked_again() {
         let mut servers = Servers::new(3);
-        assert_eq!(servers.failed(4 * SECOND), Turn::Now);
-        assert_eq!(servers.failed(2 * SECOND), Turn::Now);
+        assert_eq!(servers.failed(4 * SECOND, false), Turn::Now);
+        assert_eq!(servers.failed(2 * SECOND, false), Turn::Now);
         assert_eq!(servers.current(), 2);
-        assert_eq!(servers.failed(9 * SECOND), Turn::In(2 * SECOND));
+        assert_eq!(servers.failed(9 * SECOND, false), Turn::In(2 * SECOND));
         assert_eq!(servers.current(), 1, "its pause ends first");
         servers.passed(3 * SECOND);
-        assert_eq!(servers.failed(9 * SECOND), Turn::In(SECOND));
+        assert_eq!(servers.failed(9 * SECOND, false), Turn::In(SECOND));
         assert_eq!(servers.current(), 0);
     }
 
@@ -119,7 +128,7 @@ mod tests {
         assert_eq!(servers.refused(SECOND), None, "both have refused it");
         servers.forget_refusals();
         assert_eq!(servers.refused(SECOND), Some(Turn::Now), "another cursor, another question");
-        servers.failed(SECOND);
+        servers.failed(SECOND, false);
         assert_eq!(servers.current(), 1);
         assert_eq!(servers.refused(SECOND / 2), None, "the other one pauses for too long");
         assert_eq!((servers.refused(SECOND), servers.current()), (Some(Turn::In(SECOND)), 0));
@@ -128,7 +137,7 @@ mod tests {
     #[test]
     fn a_single_server_is_asked_after_its_pause() {
         let mut servers = Servers::new(1);
-        assert_eq!(servers.failed(SECOND), Turn::In(SECOND));
+        assert_eq!(servers.failed(SECOND, false), Turn::In(SECOND));
         assert_eq!(servers.refused(SECOND), None);
     }
 }

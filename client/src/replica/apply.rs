@@ -18,9 +18,6 @@ const FILL_ROWS_MAX: u64 = 50_000;
 const FILL_BYTES_MAX: usize = 32 << 20;
 /// … and is open for so long, that a kill costs little.
 const FILL_TIME_MAX: Duration = Duration::from_secs(1);
-/// A server whose log ends so long before its own time follows nothing: an idle source tells its time every
-/// ten seconds. Clocks that differ by less are not taken for that.
-const STANDS_STILL_MS: i64 = 60_000;
 /// A status that is renewed by a page holds for so long: a long poll and some.
 pub(crate) const PAGE_VALID_MS: i64 = 60_000;
 
@@ -202,13 +199,10 @@ impl Writer {
             if head.count == 0 {
                 progress.lag_ms = Some(0);
             }
-            // A source that follows nothing has nothing to tell, either.
-            let stands_ms = i64::from(head.checkpoint.unix_seconds()).saturating_mul(1_000);
-            let stood = head.server_time_ms.saturating_sub(stands_ms);
-            if stood > STANDS_STILL_MS {
-                progress.lag_ms = Some(stood);
-            } else {
-                progress.caught_up_ms = Some(now);
+            match head.source_lag_ms.map(i64::try_from) {
+                // A server that follows nothing has nothing to tell, either.
+                Some(lag) => progress.lag_ms = Some(lag.unwrap_or(i64::MAX)),
+                None => progress.caught_up_ms = Some(now),
             }
         }
         progress.last_sync = Some((now, std::mem::take(&mut progress.applied)));

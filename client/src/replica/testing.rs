@@ -43,9 +43,6 @@ pub(crate) fn delete(collection: &str, id: &str, at: u64) -> Made {
     Made { collection, id, document: None, position, quarantined: false }
 }
 
-/// When the pages are told: soon after what they tell.
-pub(crate) const SERVER_TIME: &str = "1970-01-01T00:00:01.000Z";
-
 /// The text of a page; `checkpoint` is its last position.
 pub(crate) fn page_text(changes: &[Made], cursor: &str, has_more: bool, complete: bool) -> String {
     let json = |text: &str| serde_json::Value::from(text).to_string();
@@ -70,7 +67,7 @@ pub(crate) fn page_text(changes: &[Made], cursor: &str, has_more: bool, complete
     }
     let checkpoint = changes.last().map_or(Position::ZERO, |change| change.position);
     format!(
-        r#"{{"success":true,"serverTime":"{SERVER_TIME}","changes":[{list}],"count":{},"hasMore":{has_more},"cursor":{},"checkpoint":"{checkpoint}","complete":{complete}}}"#,
+        r#"{{"success":true,"serverTime":"2026-01-01T00:00:00.000Z","changes":[{list}],"count":{},"hasMore":{has_more},"cursor":{},"checkpoint":"{checkpoint}","complete":{complete}}}"#,
         changes.len(),
         json(cursor),
     )

@@ -111,6 +111,7 @@ struct Frame {
     log: Option<String>,
     through: Option<Position>,
     cursor: Option<String>,
+    source_lag_ms: Option<u64>,
     /// Seconds.
     token_expires_in: Option<i64>,
 }
@@ -280,7 +281,7 @@ impl Socket {
                     if self.complete {
                         self.through = Some(through);
                         self.cursor.clone_from(cursor);
-                        return Page::without_news(cursor, through, server_ms)
+                        return Page::without_news(cursor, through, server_ms, told.source_lag_ms)
                             .map_err(|error| Failure::Garbage(error.to_string()));
                     }
                 }

@@ -183,7 +183,7 @@ async fn another_user_of_the_machine_is_not_let_in() {
     let refused = ["was told b''", "BrokenPipeError", "ConnectionResetError"];
     assert!(refused.contains(&came.as_str()), "{came}");
     let mut own = daemon.app();
-    assert_eq!(own.call("getStatus", json!({}))["state"], "needs_auth");
+    assert!(own.call("getStatus", json!({}))["state"].is_string(), "its own user is let in");
 }
 
 #[tokio::test(flavor = "multi_thread")]

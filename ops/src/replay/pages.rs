@@ -58,6 +58,9 @@ fn explain(error: ReadError, through: Option<Position>, held: &LogStat) -> anyho
             held.trim,
             held.head
         ),
+        ReadError::Resync(ResyncReason::RulesChanged) => anyhow!(
+            "at {at} other rules said who sees what: take a later moment, or leave out --token-file and take everything"
+        ),
         ReadError::Ahead => {
             anyhow!("the log does not reach {at}: take a moment up to {}, or none", held.head)
         }

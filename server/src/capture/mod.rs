@@ -123,12 +123,12 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let mut step = Step::Resume;
     let oplog_refused = Arc::new(AtomicBool::new(false));
     let process = Arc::default();
-    let first = first_connection(&config, &status, &mut attempts);
-    let Some(connected) = shutdown.run_until_cancelled(first).await else { return Ok(()) };
-    let (mut client, mut primary) = connected?;
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
+    let first = first_connection(&config, &status, &mut attempts);
+    let Some(connected) = shutdown.run_until_cancelled(first).await else { return Ok(()) };
+    let (mut client, mut primary) = connected?;
     let (mut is_writable, mut owed) = (true, Owed::new());
     while !shutdown.is_cancelled() {
         if !is_writable && let Err(error) = touch(&mut writer) {
@@ -415,10 +415,11 @@ impl Run {
             }
             return Ok(Err(Ended::new(Failure::SourceBehind, RESTORED)));
         }
+        let silence_max = SILENCE_MAX * self.patience;
         let step = if step == Step::Reconcile || stored.high_water == 0 {
             step
         } else {
-            match oplog::entry_at(&self.client, stored.high_water).await {
+            match oplog::entry_at(&self.client, stored.high_water, silence_max).await {
                 Ok(Stands::Strange) => {
                     tracing::error!(high_water = stored.high_water, "{RESTORED}");
                     Step::Reconcile

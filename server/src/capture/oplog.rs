@@ -159,13 +159,17 @@ pub(super) enum Stands {
 ///
 /// # Errors
 /// When the source is away: what it would have said is to be known before anything is read from it.
-pub(super) async fn entry_at(client: &Client, time: u64) -> Result<Stands, Ended> {
+pub(super) async fn entry_at(
+    client: &Client,
+    time: u64,
+    silence_max: Duration,
+) -> Result<Stands, Ended> {
     let asked = async {
         let first = first_entry(client).await?;
         let at = entry(client, doc! { "ts": { "$gte": timestamp(time) } }).await?;
         mongodb::error::Result::Ok((first, at))
     };
-    match timeout(SILENCE_MAX, asked).await {
+    match timeout(silence_max, asked).await {
         Ok(Ok((Some(first), at))) if first <= time => {
             Ok(if at == Some(time) { Stands::Known } else { Stands::Strange })
         }

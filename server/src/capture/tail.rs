@@ -35,9 +35,9 @@ const COMPACT_EVERY_MAX: Duration = Duration::from_secs(30);
 const COMPACT_VISITS_MAX: u32 = 2_000;
 const COMPACT_PAUSE: Duration = Duration::from_millis(100);
 
-/// No chunk that arrives was read longer ago: the source keeps no older times, and a cursor of the copier
-/// reads for a minute only.
-const CHUNK_AGE_MAX: Duration = Duration::from_secs(600);
+/// No chunk that arrives was read longer ago: the source keeps older times for five minutes, a cursor of the
+/// copier reads for a minute, and what has to be sorted at no time of its own takes half an hour at most.
+const CHUNK_AGE_MAX: Duration = Duration::from_secs(2_400);
 
 /// What a run leaves.
 #[derive(Debug)]

@@ -67,7 +67,7 @@ fn copy(
 /// Makes the backup `from` the log of the data folder `dir`, which must have none.
 ///
 /// # Errors
-/// [`LogError::Refused`] where there is a log already, [`LogError::Damaged`] where the backup is not
+/// [`LogError::Refused`] where there is a log already or `from` is no backup, [`LogError::Damaged`] where the backup is not
 /// whole, [`LogError::InUse`], [`LogError::Io`].
 pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
     let _lock = lock(dir)?;
@@ -80,6 +80,7 @@ pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
             return Err(LogError::Refused(what));
         }
     }
+    is_a_backup(from)?;
     let checked = check(from, &mut |_, _, _| {})?;
     if let Some(finding) = checked.findings.first() {
         return Err(LogError::Damaged(format!("{}: {finding}", from.display())));
@@ -91,4 +92,19 @@ pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
     std::fs::rename(&part, &log).map_err(io)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     unmark(dir).map_err(io)
+}
+
+/// Not the file of a log: what is in the write-ahead log beside that is not in it, and its number would be
+/// two logs'.
+fn is_a_backup(from: &Path) -> Result<(), LogError> {
+    let beside = PathBuf::from(format!("{}-wal", from.display()));
+    let has_more = std::fs::metadata(&beside).is_ok_and(|beside| beside.len() > 0);
+    if has_more || LogState::read(&schema::open_to_read(from)?)?.log_id != 0 {
+        let what = format!(
+            "{} is a log and no backup of one; `tidewire-ops log backup` makes one, of a running server too",
+            from.display()
+        );
+        return Err(LogError::Refused(what));
+    }
+    Ok(())
 }

@@ -355,13 +355,25 @@ pub(super) fn gap_at(
     view: &View,
 ) -> Result<Option<Gap>, LogError> {
     let mut gaps = Stretch::all(conn, Measure::Gaps)?;
-    gaps.retain(|gap| gap.from < time && gap.through.is_none_or(|through| time < through));
+    gaps.retain(|gap| gap.holds(time));
     let may_end = |gap: &Stretch| gap.through.is_none() && follows.is_active(gap.collection);
     let (open, closed): (Vec<_>, Vec<_>) = gaps.iter().partition(|gap| may_end(gap));
     if holds_any(conn, &closed, view)? {
         return Ok(Some(Gap::Closed));
     }
     Ok(holds_any(conn, &open, view)?.then_some(Gap::Open))
+}
+
+/// Whether the log has only a part of what the view held at a cluster time, in a collection that is followed.
+pub(super) fn was_copying(
+    conn: &Connection,
+    follows: &Follows,
+    time: u64,
+    view: &View,
+) -> Result<bool, LogError> {
+    let mut gaps = Stretch::all(conn, Measure::Gaps)?;
+    gaps.retain(|gap| follows.is_active(gap.collection) && gap.holds(time));
+    holds_any(conn, &gaps, view)
 }
 
 /// Whether the view holds a collection of one of these stretches.

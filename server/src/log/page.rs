@@ -10,7 +10,7 @@ use tidewire_protocol::{Position, ResyncReason};
 
 use super::channels::damaged_channel;
 use super::cursor::{Basis, Fill, Inside, Regrant, View, name_hash};
-use super::followed::{Follows, is_settled};
+use super::followed::{Follows, is_settled, was_copying};
 use super::merge::Merge;
 use super::plan::{Plan, plan, position_at, seq_at};
 use super::read::{Entry, Flow, PageEnd, PageRequest, ReadError, Scope};
@@ -273,6 +273,16 @@ fn page_end(cursor: Cursor, state: &LogState, has_more: bool, taker: &Taker<'_>)
     }
 }
 
+/// The end of the commit that a position is in: the source's own changes at that time, or what a reconcile
+/// tells after them.
+fn whole_commit(position: Position) -> Position {
+    let last = match position.ordinal < Position::RECONCILE_ORDINAL_FIRST {
+        true => Position::RECONCILE_ORDINAL_FIRST - 1,
+        false => u32::MAX,
+    };
+    Position::new(position.cluster_time, last)
+}
+
 /// See [`super::Reader::replay`]; `None` as in [`read`].
 pub(super) fn replay(
     conn: &Connection,
@@ -291,12 +301,23 @@ pub(super) fn replay(
         Some(through) if through < state.trim.position => {
             return Err(ReadError::Resync(ResyncReason::CursorTooOld));
         }
-        Some(through) => (seq_at(conn, state.head.seq, through)?, through),
+        Some(through) => {
+            let through = whole_commit(through).min(state.head.position);
+            (seq_at(conn, state.head.seq, through)?, through)
+        }
     };
     let began = state.origin > 0 && reached.cluster_time >= state.origin;
-    let view = View::of(scope);
+    let (view, follows) = (View::of(scope), Follows::read(conn)?);
     if !began || !is_settled(conn, until, &view)? {
         return Err(ReadError::Unsettled);
+    }
+    // What happened in a gap the log has only at its end.
+    if through.is_some() && was_copying(conn, &follows, reached.cluster_time, &view)? {
+        return Err(ReadError::Unsettled);
+    }
+    // Older versions are in channels of rules that hold no more.
+    if !view.everything && follows.ruled_seq(&view) > until {
+        return Err(ReadError::Resync(ResyncReason::RulesChanged));
     }
     let merge = merge(conn, recent, &view, 0, until)?;
     if recent.read().indexed_seq > state.indexed_seq {

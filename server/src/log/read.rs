@@ -112,7 +112,8 @@ pub enum ReadError {
     /// can be continued.
     #[error("this log copies what happened at the cursor")]
     Copying,
-    /// A copy was under way at the moment asked for, or none had begun: the log has only a part.
+    /// A copy was under way at the moment asked for, or none had begun, or the log was away then and copied
+    /// later: it has only a part.
     #[error("a copy of the source was under way then, and the log has only a part of it")]
     Unsettled,
     /// The log failed.

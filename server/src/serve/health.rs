@@ -83,6 +83,19 @@ impl Parts {
     }
 }
 
+/// A log that is behind its source for no longer than this, seconds, is not worth a word.
+const USUAL_LAG_MAX: f64 = 30.0;
+
+impl Parts {
+    /// How long the log has been behind the source, milliseconds, where that is longer than usual: who is told
+    /// nothing new must not take that for an idle source.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time, above 0")]
+    pub(super) fn source_lag_ms(&self) -> Option<u64> {
+        let lag = crate::metrics::lag_seconds(&self.status.borrow(), crate::metrics::now_ms())?;
+        (lag > USUAL_LAG_MAX).then_some((lag * 1e3) as u64)
+    }
+}
+
 /// Why the log can't be served, and after how many seconds to ask again. A log that held all of the
 /// source once is served whatever has become of the source, and whatever is copied.
 ///

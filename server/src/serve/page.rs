@@ -160,13 +160,14 @@ impl<'a> PageWriter<'a> {
         self.out
     }
 
-    /// The finished page.
+    /// The finished page. `source_lag_ms`: see [`super::health::source_lag_ms`].
     #[must_use]
-    pub fn finish(mut self, end: &PageEnd) -> Vec<u8> {
+    pub fn finish(mut self, end: &PageEnd, source_lag_ms: Option<u64>) -> Vec<u8> {
         debug_assert_eq!(self.count, end.count, "the log counts what the page took");
         let progress = end.filled.map(progress).unwrap_or_default();
+        let lag = source_lag_ms.map(|ms| format!(r#","sourceLagMs":{ms}"#)).unwrap_or_default();
         let tail = format!(
-            r#"],"count":{},"hasMore":{},"cursor":"{}","checkpoint":"{}","complete":{}{progress}}}"#,
+            r#"],"count":{},"hasMore":{},"cursor":"{}","checkpoint":"{}","complete":{}{progress}{lag}}}"#,
             self.count, end.has_more, end.cursor, end.checkpoint, end.complete
         );
         self.out.extend_from_slice(tail.as_bytes());

@@ -121,7 +121,7 @@ impl Parts {
             || PageWriter::begin(&self.rules, job.format, crate::metrics::now_ms(), &job.asked);
         let (writer, end, is_ahead) = self.write_changes(job, begin)?;
         let encoding = if is_ahead { Encoding::Identity } else { job.encoding };
-        let (mut body, encoding) = compress(writer.finish(&end), encoding);
+        let (mut body, encoding) = compress(writer.finish(&end, self.source_lag_ms()), encoding);
         body.shrink_to_fit();
         Ok((body, encoding, end, is_ahead))
     }

@@ -1,6 +1,8 @@
 //! A cursor says from which source and by which rules its sender has read: another log goes on with it
 //! where what follows leads on from there, and nowhere else.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 const NAMES: [&str; 1] = ["plans"];
@@ -89,6 +91,24 @@ impl Log {
         self.writer.follow(self.id, rules).unwrap();
         self.writer.commit().unwrap();
         self.commit(second + 1);
+    }
+
+    /// Which documents there were at a moment.
+    fn replayed(&self, at: Position, channels: Option<&[&str]>) -> Result<Vec<i32>, ReadError> {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (collections, channels) = (names(&NAMES), channels.map(names));
+        let scope = match &channels {
+            Some(channels) => Scope::Channels { collections: &collections, channels },
+            None => Scope::Everything,
+        };
+        let mut told = Vec::new();
+        self.reader.replay(Some(at), &scope, &mut |entry| {
+            if let Body::Upsert(document) = entry.body {
+                told.push(document.get_i32("_id").unwrap());
+            }
+            Flow::Took
+        })?;
+        Ok(told)
     }
 
     fn read(&self, since: &Since, channels: &[&str]) -> Told {
@@ -231,6 +251,38 @@ fn where_a_collection_was_copied_is_remembered_while_it_is_not_followed() {
     here.finish();
     here.commit(210);
     assert_eq!(here.tells(&later), Err(ResyncReason::CursorTooOld), "it would keep 7");
+}
+
+#[test]
+fn a_moment_is_replayed_whole_or_not_at_all() {
+    let mut log = Log::of("rs0/invoify");
+    let at = |second: u64, ordinal| Position::new(second << 32, ordinal);
+    let end = Position::RECONCILE_ORDINAL_FIRST - 1;
+    log.time = 300;
+    log.append(5, 0, "everyone");
+    log.append(6, 1, "everyone");
+    log.commit(300);
+    assert_eq!(log.replayed(at(299, end), None).unwrap(), [0; 0]);
+    assert_eq!(log.replayed(at(300, 0), None).unwrap(), [5, 6], "all of the commit");
+    // It is away from 300 on, and compares everything at 400.
+    log.writer.set_copy_state(log.id, CopyState::default()).unwrap();
+    log.commit(400);
+    log.time = 400;
+    log.append(7, Position::RECONCILE_ORDINAL_FIRST, "everyone");
+    log.finish();
+    log.commit(410);
+    let told = log.replayed(at(350, end), None);
+    assert!(matches!(told, Err(ReadError::Unsettled)), "{told:?}: what was there at 350?");
+    assert_eq!(log.replayed(at(300, end), None).unwrap(), [5, 6]);
+    assert_eq!(log.replayed(at(410, end), None).unwrap(), [5, 6, 7]);
+    // Who was shown what before other rules came is not told to a token of today.
+    log.rules(500, "second", 5);
+    let told = log.replayed(at(450, end), Some(&["everyone"]));
+    let is_refused = matches!(told, Err(ReadError::Resync(ResyncReason::RulesChanged)));
+    assert!(is_refused, "{told:?}");
+    assert_eq!(log.replayed(at(450, end), None).unwrap(), [5, 6, 7]);
+    let now = log.replayed(at(501, end), Some(&["everyone"])).unwrap();
+    assert_eq!(BTreeSet::from_iter(now), BTreeSet::from([5, 6, 7]));
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub(super) enum FromServer {
         cursor: String,
         server_time: String,
         token_expires_in: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source_lag_ms: Option<u64>,
     },
     Error {
         success: bool,

@@ -377,6 +377,7 @@ impl<'a> Session<'a> {
                 cursor: cursor.to_string(),
                 server_time: time_text(now_ms()),
                 token_expires_in: self.identity.expires_in(now_ms()),
+                source_lag_ms: self.parts.source_lag_ms(),
             };
             self.send(socket, &[keepalive.text().into()]).await?;
         }

@@ -50,6 +50,12 @@ async fn clients_go_on_from_a_restored_backup_and_miss_nothing() {
     ops_done(&["log", "restore", "--from", text(&file), to[0], to[1]]);
     let (code, said) = super::ops(&["log", "restore", "--from", text(&file), to[0], to[1]]);
     assert_eq!((code, said.contains("is there already")), (2, true), "{said}");
+    // A log's own file is not all of it, and two logs would have one number.
+    let log = server.data_dir().join("log.db");
+    let empty = server.data_dir().with_file_name("empty");
+    let restore = ["log", "restore", "--from", text(&log), "--data-dir", text(&empty)];
+    let (code, said) = super::ops(&restore);
+    assert_eq!((code, said.contains("no backup of one")), (2, true), "{said}");
     server.options.data_dir = Some(restored);
     server.launch();
     server.ready().await;
