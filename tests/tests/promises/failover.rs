@@ -312,6 +312,9 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
     let mut set = Set::start().await;
     set.write().await;
     set.goes_on().await;
+    let mut quiet = Client::new(&set.server.url(), &set.token);
+    quiet.args.extend(["--transport", "poll", "--poll-interval", "1s"].map(str::to_owned));
+    quiet.start();
     let primary = set.mongo.set.primary().await.expect("a primary");
     let others: Vec<usize> = (0..3).filter(|node| *node != primary).collect();
     for node in &others {
@@ -328,6 +331,12 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
     let lag = set.lag().await;
     eventually("the lag grows", PATIENCE, || async { (set.lag().await > lag + 1.0).then_some(()) })
         .await;
+    // A client that is told nothing new does not take that for an idle source.
+    eventually("the client's lag is the server's", PATIENCE, || async {
+        let status = quiet.status().await;
+        (status["state"] == "polling" && status["lagMs"].as_i64()? > 30_000).then_some(())
+    })
+    .await;
     // What the log has is served, to the last change and to a new reader.
     let (status, page) = set.server.pull(&set.token, "since=0&limit=1000").await;
     assert_eq!((status, page["count"].as_i64()), (200, Some(i64::from(DOCUMENTS))), "{page}");
@@ -341,6 +350,11 @@ async fn without_a_majority_the_lag_grows_it_is_said_why_and_pulls_are_served() 
         (set.ready().await.0 == 200).then_some(())
     })
     .await;
+    eventually("the client has caught up", PATIENCE, || async {
+        (quiet.status().await["lagMs"].as_i64()? < 5_000).then_some(())
+    })
+    .await;
+    quiet.stop().await;
     must_come_through(&set).await;
 }
 
