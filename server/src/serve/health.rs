@@ -94,6 +94,14 @@ impl Parts {
         let lag = crate::metrics::lag_seconds(&self.status.borrow(), crate::metrics::now_ms())?;
         (lag > USUAL_LAG_MAX).then_some((lag * 1e3) as u64)
     }
+
+    /// The source's own time as far as it is known, a cluster time; 0 before it told any. What it told last may
+    /// be as old as its standstill (no majority, for minutes), after which it goes on at the present.
+    pub(super) fn source_time(&self) -> u64 {
+        let told = self.status.borrow().operation_time;
+        let now = u64::try_from(crate::metrics::now_ms() / 1_000).unwrap_or(0) << 32;
+        if told == 0 { 0 } else { told.max(now) }
+    }
 }
 
 /// Why the log can't be served, and after how many seconds to ask again. A log that held all of the

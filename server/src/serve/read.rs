@@ -133,7 +133,7 @@ impl Parts {
         job: &PageJob,
         begin: impl Fn() -> PageWriter<'a>,
     ) -> Result<(PageWriter<'a>, PageEnd, bool), ApiError> {
-        let operation_time = self.status.borrow().operation_time;
+        let operation_time = self.source_time();
         let head = self.reader.head().borrow().position;
         // A time that the log has not come to yet reads from the log's last second: no fewer changes,
         // and a cursor to go on with.

@@ -229,6 +229,29 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
     assert_eq!(kinds(page["changes"].as_array().unwrap()), [("upsert", "~3")]);
 }
 
+/// What the source told last may be as old as its standstill, after which another server goes on at the present
+/// before this one does. What nobody can have given out yet is of another source.
+#[tokio::test]
+async fn a_cursor_of_now_is_waited_for_after_a_standstill_and_one_of_tomorrow_is_refused() {
+    let mut ahead = Served::start().await;
+    let mut behind = Served::start().await;
+    for served in [&mut ahead, &mut behind] {
+        served.put(at(1), "plans", &rawdoc! {"_id": 1});
+        served.commit(at(1));
+    }
+    ahead.commit(at(2));
+    let now = ahead.pull("ann", "").await["cursor"].as_str().unwrap().to_owned();
+    let before = at(1).cluster_time - (100 << 32);
+    behind.status.send_modify(|status| status.operation_time = before);
+    let page = behind.pull("ann", &format!("since={now}")).await;
+    assert_eq!((&page["count"], &page["cursor"]), (&json!(0), &json!(now)));
+    ahead.commit(at(100_000));
+    let tomorrow = ahead.pull("ann", "").await["cursor"].as_str().unwrap().to_owned();
+    let answer = behind.get_as("ann", &format!("/api/sync/pull?since={tomorrow}")).await;
+    assert_eq!(answer.status(), 410);
+    assert_eq!(crate::served::json(answer).await["error"]["reason"], "foreign_log");
+}
+
 #[tokio::test]
 async fn what_is_compressed_says_the_same() {
     let mut served = Served::start().await;

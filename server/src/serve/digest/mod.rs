@@ -189,7 +189,7 @@ impl Parts {
             collection: &job.asked.collection,
             channels: &job.channels,
             from: job.asked.from,
-            operation_time: self.status.borrow().operation_time,
+            operation_time: self.source_time(),
         };
         self.reader.documents(&request, emit).map_err(|error| match error {
             DocumentsError::Elsewhere => {
