@@ -69,8 +69,11 @@ enum Doing {
     Pulling,
     /// Caught up, with the timer armed for the next pull.
     Resting,
-    /// After a failure, with the timer armed for the next try.
-    BackingOff,
+    /// After a failure, with the timer armed for the next try. `is_told`: when, the server that is asked then
+    /// has said.
+    BackingOff {
+        is_told: bool,
+    },
     NeedsAuth,
     Halted,
 }
@@ -111,8 +114,6 @@ pub struct Machine {
     held_short: bool,
     online: bool,
     busy: u32,
-    /// The back-off is what the server named that is asked after it.
-    is_told_when: bool,
     /// Waits for servers that have not been asked for a cursor which others refuse.
     refusal_waits: u32,
     error: Option<String>,
@@ -150,7 +151,6 @@ impl Machine {
             held_short: false,
             online: false,
             busy: 0,
-            is_told_when: false,
             refusal_waits: 0,
             error: None,
             retry: backoff(RETRY, 0),
@@ -240,7 +240,7 @@ impl Machine {
     /// Nothing is asked at present, and nobody can hurry it: a token is missing, or a busy server has said
     /// when it wants to be asked again.
     pub(crate) fn asks_nothing(&self) -> bool {
-        matches!(self.doing, Doing::BackingOff | Doing::NeedsAuth | Doing::Halted)
+        matches!(self.doing, Doing::BackingOff { .. } | Doing::NeedsAuth | Doing::Halted)
     }
 
     /// Everything is being copied, the first time or anew.
@@ -269,7 +269,7 @@ impl Machine {
         self.reposition(resume);
         let mut actions = self.cancel();
         if self.resync.attempts() > 1 {
-            self.doing = Doing::BackingOff;
+            self.doing = Doing::BackingOff { is_told: false };
             actions.push(Action::Arm(self.resync.next_delay()));
         } else {
             actions.extend(self.start());
@@ -468,7 +468,7 @@ impl Machine {
                 vec![self.pull(LONG_POLL_WAIT)]
             }
             Doing::Resting if !self.polling => vec![self.pull(LONG_POLL_WAIT)],
-            Doing::Resting | Doing::BackingOff => self.start(),
+            Doing::Resting | Doing::BackingOff { .. } => self.start(),
             // A refused token is tried again only where its access may grow (403).
             Doing::NeedsAuth => self.start(),
             Doing::Starting | Doing::Preparing | Doing::Pulling | Doing::Halted => Vec::new(),
@@ -493,8 +493,8 @@ impl Machine {
                 vec![Action::CancelPull, self.pull(Duration::ZERO)]
             }
             // A busy server has said when it wants to be asked again.
-            Doing::BackingOff if self.is_told_when && !woke => Vec::new(),
-            Doing::Resting | Doing::BackingOff => {
+            Doing::BackingOff { is_told: true } if !woke => Vec::new(),
+            Doing::Resting | Doing::BackingOff { .. } => {
                 // Who is only asked for more has not come back: the patience with it is not renewed.
                 if woke {
                     self.retry.reset();

@@ -681,12 +681,18 @@ fn every_server_is_asked_for_a_cursor_before_all_is_copied_anew() {
     assert_eq!(machine.state(), State::Live, "the second could go on");
 }
 
+/// One of several servers' clients, in the middle of a catch-up from the first of them.
+fn catching_up() -> Machine {
+    let mut machine = live(several());
+    machine.on(fetched("c2", 5, true, false));
+    machine.on(applied(false));
+    machine
+}
+
 #[test]
 fn what_is_not_complete_waits_for_its_own_server_a_while() {
     for failure in [unreachable, || busy(20)] {
-        let mut machine = live(several());
-        machine.on(fetched("c2", 5, true, false));
-        machine.on(applied(false));
+        let mut machine = catching_up();
         for _ in 0..PARTIAL_PATIENCE_MAX {
             armed(&machine.on(failed(failure())));
             assert_eq!(machine.on(Event::Timer), [pull("c2", NONE)]);
@@ -694,17 +700,12 @@ fn what_is_not_complete_waits_for_its_own_server_a_while() {
         gone_elsewhere(machine, failure());
     }
     // One that is busy for an hour is not waited for.
-    let mut machine = live(several());
-    machine.on(fetched("c2", 5, true, false));
-    machine.on(applied(false));
-    gone_elsewhere(machine, busy(3_600));
+    gone_elsewhere(catching_up(), busy(3_600));
 }
 
 #[test]
 fn an_app_that_asks_for_pulls_does_not_keep_what_is_not_complete_at_a_server_that_is_gone() {
-    let mut machine = live(several());
-    machine.on(fetched("c2", 5, true, false));
-    machine.on(applied(false));
+    let mut machine = catching_up();
     for _ in 0..PARTIAL_PATIENCE_MAX {
         armed(&machine.on(failed(unreachable())));
         assert_eq!(machine.on(Event::PullNow), [pull("c2", NONE)]);
@@ -721,6 +722,23 @@ fn a_busy_server_is_given_a_second_at_least_and_one_that_is_gone_is_not_busy_any
     armed(&machine.on(failed(unreachable())));
     assert_eq!(machine.state(), State::Offline);
     assert_eq!(machine.on(Event::PullNow), [pull("c1", NONE)]);
+}
+
+#[test]
+fn what_a_busy_server_named_holds_for_no_later_pause() {
+    let mut machine = live(options());
+    machine.on(failed(busy(30)));
+    machine.on(Event::Timer);
+    for _ in 0..2 {
+        assert_eq!(
+            machine.on(failed(Failure::Resync(ResyncReason::CursorTooOld))),
+            [Action::BeginFill]
+        );
+        if machine.on(Event::Opened(filling())) == [Action::FetchCollections] {
+            assert_eq!(machine.on(Event::Collections(Ok(()))), [pull("", NONE)]);
+        }
+    }
+    assert_eq!(machine.on(Event::PullNow), [Action::FetchCollections], "the pause was its own");
 }
 
 fn gone_elsewhere(mut machine: Machine, failure: Failure) {

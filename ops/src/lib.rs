@@ -6,6 +6,7 @@ pub mod black_hole;
 pub mod check;
 pub mod command;
 pub mod diff;
+mod folder;
 pub mod mongod;
 pub mod ports;
 pub mod process;

@@ -81,7 +81,7 @@ impl Machine {
                 let delay = delay.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
                 let pause = self.retry.spread(delay);
                 if delay <= PATIENCE_EACH_MAX && self.waits_for_its_server(self.busy) {
-                    (self.doing, self.is_told_when) = (Doing::BackingOff, true);
+                    self.doing = Doing::BackingOff { is_told: true };
                     return vec![Action::Arm(pause)];
                 }
                 self.go_on_after(pause, true)
@@ -126,15 +126,14 @@ impl Machine {
             return self.give_up(Outcome::Unreachable(failure));
         }
         if self.waits_for_its_server(self.retry.attempts()) {
-            (self.doing, self.is_told_when) = (Doing::BackingOff, false);
+            self.doing = Doing::BackingOff { is_told: false };
             return vec![Action::Arm(delay)];
         }
         self.go_on_after(delay, false)
     }
 
     /// With the next server of the list, at once; where all have failed, with the one whose pause ends
-    /// first, when it ends.
-    /// `is_told`: by the server itself.
+    /// first, when it ends. `is_told`: the present one has named the pause itself.
     fn go_on_after(&mut self, pause: Duration, is_told: bool) -> Vec<Action> {
         let before = self.servers.current();
         let turn = self.servers.failed(pause, is_told);
@@ -146,7 +145,7 @@ impl Machine {
         match turn {
             Turn::Now => actions.extend(self.start()),
             Turn::In(delay) => {
-                (self.doing, self.is_told_when) = (Doing::BackingOff, self.servers.is_told_when());
+                self.doing = Doing::BackingOff { is_told: self.servers.is_told() };
                 actions.push(Action::Arm(delay));
             }
         }

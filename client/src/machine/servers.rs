@@ -15,7 +15,7 @@ pub(super) struct Servers {
 struct Seat {
     /// It is not asked before this.
     ready_at: Duration,
-    /// It has said so itself.
+    /// By its own word.
     is_told: bool,
     /// It can't go on with the present cursor.
     refused: bool,
@@ -57,8 +57,8 @@ impl Servers {
     }
 
     /// The current one failed and is left alone for `pause`: the turn is the next one's, in the list's
-    /// order, that is not left alone itself; where all are, the one's whose pause ends first.
-    /// `is_told`: by its own word.
+    /// order, that is not left alone itself; where all are, the one's whose pause ends first. `is_told`: by
+    /// its own word.
     pub(super) fn failed(&mut self, pause: Duration, is_told: bool) -> Turn {
         let seat = &mut self.seats[self.current];
         (seat.ready_at, seat.is_told) = (self.now + pause, is_told);
@@ -72,7 +72,7 @@ impl Servers {
     }
 
     /// The current one has said itself when it is to be asked again.
-    pub(super) fn is_told_when(&self) -> bool {
+    pub(super) fn is_told(&self) -> bool {
         self.seats[self.current].is_told
     }
 

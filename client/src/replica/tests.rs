@@ -544,20 +544,23 @@ fn a_table_that_somebody_dropped_means_a_new_copy() {
     assert_eq!(open(&path).resume(), super::Resume::default());
 }
 
+fn live_report() -> super::Report {
+    super::Report {
+        state: State::Live,
+        transport: TransportName::LongPoll,
+        is_online: true,
+        error: None,
+        failed: false,
+        valid_until_ms: super::now_ms() + 60_000,
+    }
+}
+
 #[test]
 fn a_server_that_follows_nothing_any_more_is_not_taken_for_one_with_nothing_to_tell() {
     let (_folder, path) = place();
     let mut writer = open(&path);
     writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
-    let report = super::Report {
-        state: State::Live,
-        transport: TransportName::Push,
-        is_online: true,
-        error: None,
-        failed: false,
-        valid_until_ms: super::now_ms() + 60_000,
-    };
-    writer.report(&report).unwrap();
+    writer.report(&live_report()).unwrap();
     assert_eq!(writer.status().unwrap().lag_ms, Some(0));
     let text = super::testing::page_text(&[], "p1", false, true);
     let behind = text.replace(r#""complete":true"#, r#""complete":true,"sourceLagMs":3600000"#);
@@ -572,14 +575,7 @@ fn the_status_of_a_client_that_died_is_stopped() {
     let (_folder, path) = place();
     let mut writer = open(&path);
     writer.apply(&page(&[upsert("u", "a", 1, "{}")], "p1", false, true)).unwrap();
-    let report = super::Report {
-        state: State::Live,
-        transport: TransportName::LongPoll,
-        is_online: true,
-        error: None,
-        failed: false,
-        valid_until_ms: super::now_ms() + 60_000,
-    };
+    let report = live_report();
     writer.report(&report).unwrap();
     let replica = Replica::open(&path).unwrap();
     let status = replica.status().unwrap();

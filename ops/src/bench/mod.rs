@@ -23,7 +23,8 @@ use serde_json::json;
 
 use self::report::{Aim, Figure};
 use self::stack::{Server, Setup};
-use crate::mongod::{Options, ReplicaSet};
+use crate::folder;
+use crate::mongod::{Options, ReplicaSet, cluster_time};
 
 /// What `bench` takes.
 #[derive(Clone, Debug, Args)]
@@ -163,7 +164,7 @@ impl Bench<'_> {
         for round in 0..self.args.rounds {
             let drained = drain::events(database, after, count).await?.took;
             caught_up = setup.dir.join(format!("{name}-{round}"));
-            copy_folder(log, &caught_up)?;
+            folder::copy(log, &caught_up)?;
             let mut server = Server::start(setup, &caught_up).await?;
             let took = server.caught_up(cluster_time(last)).await?;
             self.memory_max = self.memory_max.max(server.stop().await?);
@@ -283,20 +284,4 @@ fn compare_rows(replica: &Path, count: u64) -> Result<(Duration, f64)> {
 fn raise_open_files() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("open many files")
-}
-
-fn cluster_time(time: Timestamp) -> u64 {
-    u64::from(time.time) << 32 | u64::from(time.increment)
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let copy = to.join(entry.file_name());
-        std::fs::copy(entry.path(), &copy)?;
-        // Else the server's first checkpoint would wait for the copy's bytes too.
-        std::fs::File::options().write(true).open(&copy)?.sync_all()?;
-    }
-    Ok(())
 }

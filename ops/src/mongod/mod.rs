@@ -4,6 +4,12 @@ mod fetch;
 mod node;
 mod replica_set;
 
+use bson::Timestamp;
 pub use fetch::{FetchError, Progress, fetch};
 pub use node::Node;
 pub use replica_set::{Options, ReplicaSet};
+
+/// A time of the source's as a number: seconds, then the count within one.
+pub(crate) fn cluster_time(time: Timestamp) -> u64 {
+    u64::from(time.time) << 32 | u64::from(time.increment)
+}

@@ -5,16 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use bson::{Bson, Document, doc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use mongodb::options::WriteConcern;
 
 use super::node::{Node, StartError};
-use super::{Progress, fetch};
-use crate::ports;
+use super::{Progress, cluster_time, fetch};
 use crate::temporary::Temporary;
+use crate::{folder, ports};
 
 const PRIMARY_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 const PORT_TRIES_MAX: usize = 5;
+/// Of each document that pushes others out of the oplog.
+const ROLLING_BYTES: usize = 4_000_000;
+const ROLLED_WITHIN: Duration = Duration::from_secs(60);
 const NOT_YET_INITIALIZED: i32 = 94;
 const UNAUTHORIZED: i32 = 13;
 
@@ -189,7 +194,7 @@ impl ReplicaSet {
     /// # Errors
     /// When a node does not end or start, or its files can't be copied.
     pub async fn back_up(&mut self, to: &Path) -> Result<()> {
-        self.whole_stopped(|data, node| copy_folder(data, &to.join(node))).await
+        self.whole_stopped(|data, node| folder::copy(data, &to.join(node))).await
     }
 
     /// All nodes hold what they held when it was copied to `from`.
@@ -199,9 +204,43 @@ impl ReplicaSet {
     pub async fn put_back(&mut self, from: &Path) -> Result<()> {
         let put_back = |data: &Path, node: &str| {
             std::fs::remove_dir_all(data)?;
-            copy_folder(&from.join(node), data)
+            folder::copy(&from.join(node), data)
         };
         self.whole_stopped(put_back).await
+    }
+
+    /// Writes to a database of its own until no node's oplog reaches back to `time`, a cluster time.
+    ///
+    /// # Errors
+    /// When it can't be written to, or a minute is not enough.
+    pub async fn roll_over(&self, time: u64) -> Result<()> {
+        let neighbour = self.nodes[self.primary().await?].client().database("neighbour");
+        let bytes = vec![7; ROLLING_BYTES];
+        let blob = Binary { subtype: BinarySubtype::Generic, bytes };
+        let deadline = Instant::now() + ROLLED_WITHIN;
+        while !self.has_forgotten(time).await {
+            if Instant::now() > deadline {
+                bail!("the oplog still reaches back after {ROLLED_WITHIN:?}");
+            }
+            let wide = neighbour.collection::<Document>("wide");
+            let written = wide.insert_one(doc! { "blob": blob.clone() });
+            written.write_concern(WriteConcern::majority()).await?;
+        }
+        // The primary may be another one by now; what is left is dropped the next time.
+        let _ = neighbour.drop().await;
+        Ok(())
+    }
+
+    async fn has_forgotten(&self, time: u64) -> bool {
+        for node in &self.nodes {
+            let oplog = node.client().database("local").collection::<Document>("oplog.rs");
+            // It may go while it is read.
+            let Ok(Some(first)) = oplog.find_one(doc! {}).await else { return false };
+            if first.get_timestamp("ts").is_ok_and(|first| cluster_time(first) <= time) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Does something with the data of each node while none runs.
@@ -281,18 +320,6 @@ impl ReplicaSet {
             "settings": settings,
         }
     }
-}
-
-fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
-        match entry.is_dir() {
-            true => copy_folder(&entry, &to)?,
-            false => drop(std::fs::copy(&entry, to)?),
-        }
-    }
-    Ok(())
 }
 
 fn code(error: &mongodb::error::Error) -> Option<i32> {

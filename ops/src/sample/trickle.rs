@@ -13,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::documents;
 use super::names;
+use crate::mongod::cluster_time;
 
 /// Documents of a kind that are kept in mind to write to.
 const KNOWN_MAX: usize = 2_000;
@@ -111,7 +112,7 @@ impl Trickle {
         changes: u32,
     ) -> Write {
         let time = self.session.operation_time().unwrap_or(Timestamp { time: 0, increment: 0 });
-        let cluster_time = u64::from(time.time) << 32 | u64::from(time.increment);
+        let cluster_time = cluster_time(time);
         Write { collection, id, operation, text, changes, cluster_time }
     }
 

@@ -13,7 +13,7 @@ use super::faults::source;
 use super::findings::{Findings, Kind};
 use super::judge::Judge;
 use super::stage::{ClientSite, ServerPart, Site, Stage};
-use crate::mongod::ReplicaSet;
+use crate::mongod::{ReplicaSet, cluster_time};
 use crate::replay::{Replay, Sight};
 use crate::verify::{Moment, Plan, compare};
 
@@ -122,7 +122,7 @@ async fn last_write(database: &Database) -> Result<u64> {
     }
     let hello = database.run_command(doc! { "hello": 1 }).await?;
     let time = hello.get_timestamp("operationTime").context("the source's time")?;
-    let time = u64::from(time.time) << 32 | u64::from(time.increment);
+    let time = cluster_time(time);
     notices.insert_many([doc! { "behind": 1 }, doc! { "behind": 2 }]).await?;
     Ok(time)
 }

@@ -95,6 +95,10 @@ impl ServerSite {
         self.dir.join("data")
     }
 
+    pub(super) fn has_log(&self) -> bool {
+        self.data_dir().join("log.db").exists()
+    }
+
     pub(super) fn config(&self) -> PathBuf {
         self.dir.join("tidewire.toml")
     }

@@ -14,6 +14,7 @@ use super::findings::Kind;
 use super::judge::Judge;
 use super::stage::{COLLECTIONS, PLAIN, Site};
 use super::told::{Told, content, key};
+use crate::mongod::cluster_time;
 
 /// Nothing heard for this long: the stream is opened again. The driver alone waits for a stopped
 /// primary much longer.
@@ -65,8 +66,7 @@ async fn follow_once(site: &Site, judge: &Judge, after: &mut Option<ResumeToken>
 }
 
 fn decode(event: &RawDocument) -> Option<(u64, Told)> {
-    let time = event.get_timestamp("clusterTime").ok()?;
-    let time = u64::from(time.time) << 32 | u64::from(time.increment);
+    let time = cluster_time(event.get_timestamp("clusterTime").ok()?);
     let name = event.get_document("ns").ok()?.get_str("coll").ok()?;
     let collection = COLLECTIONS.iter().position(|known| *known == name)?;
     let key = key(event.get_document("documentKey").ok()?)?;

@@ -67,7 +67,8 @@ fn copy(
 /// Makes the backup `from` the log of the data folder `dir`, which must have none.
 ///
 /// # Errors
-/// [`LogError::Refused`] where there is a log already or `from` is no backup, [`LogError::Damaged`] where the backup is not
+/// [`LogError::Refused`] where there is a log already or `from` is no backup, [`LogError::Damaged`] where
+/// the backup is not
 /// whole, [`LogError::InUse`], [`LogError::Io`].
 pub fn restore(from: &Path, dir: &Path) -> Result<(), LogError> {
     let _lock = lock(dir)?;

@@ -88,8 +88,8 @@ impl Reader {
     ///
     /// # Errors
     /// [`DocumentsError::Elsewhere`]; [`ReadError::Ahead`] when the log does not reach the cursor;
-    /// [`ReadError::Copying`]; [`ReadError::Unsettled`]; [`ReadError::Resync`] when a page after the cursor would be refused
-    /// too. Entries given before an error are void.
+    /// [`ReadError::Copying`]; [`ReadError::Unsettled`]; [`ReadError::Resync`] when a page after the cursor
+    /// would be refused too. Entries given before an error are void.
     ///
     /// # Panics
     /// When the cursor is not complete.

@@ -354,8 +354,7 @@ pub(super) fn gap_at(
     time: u64,
     view: &View,
 ) -> Result<Option<Gap>, LogError> {
-    let mut gaps = Stretch::all(conn, Measure::Gaps)?;
-    gaps.retain(|gap| gap.holds(time));
+    let gaps = gaps_at(conn, time)?;
     let may_end = |gap: &Stretch| gap.through.is_none() && follows.is_active(gap.collection);
     let (open, closed): (Vec<_>, Vec<_>) = gaps.iter().partition(|gap| may_end(gap));
     if holds_any(conn, &closed, view)? {
@@ -371,9 +370,15 @@ pub(super) fn was_copying(
     time: u64,
     view: &View,
 ) -> Result<bool, LogError> {
-    let mut gaps = Stretch::all(conn, Measure::Gaps)?;
-    gaps.retain(|gap| follows.is_active(gap.collection) && gap.holds(time));
+    let mut gaps = gaps_at(conn, time)?;
+    gaps.retain(|gap| follows.is_active(gap.collection));
     holds_any(conn, &gaps, view)
+}
+
+fn gaps_at(conn: &Connection, time: u64) -> Result<Vec<Stretch>, LogError> {
+    let mut gaps = Stretch::all(conn, Measure::Gaps)?;
+    gaps.retain(|gap| gap.from < time && gap.through.is_none_or(|through| time < through));
+    Ok(gaps)
 }
 
 /// Whether the view holds a collection of one of these stretches.

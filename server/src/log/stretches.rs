@@ -109,11 +109,6 @@ impl Stretch {
         Ok(())
     }
 
-    /// Whether a cluster time is in this gap: after its beginning, and before its end.
-    pub(super) fn holds(&self, time: u64) -> bool {
-        self.from < time && self.through.is_none_or(|through| time < through)
-    }
-
     fn checksum(&self) -> i64 {
         let through = self.through.map_or([0, 0], |through| [1, through]);
         let numbers = [u64::from(self.collection.0), self.from, through[0], through[1]];

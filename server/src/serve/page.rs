@@ -160,7 +160,8 @@ impl<'a> PageWriter<'a> {
         self.out
     }
 
-    /// The finished page. `source_lag_ms`: see [`super::health::source_lag_ms`].
+    /// The finished page. `source_lag_ms`: how long the log has been behind its source, where that is to be
+    /// told.
     #[must_use]
     pub fn finish(mut self, end: &PageEnd, source_lag_ms: Option<u64>) -> Vec<u8> {
         debug_assert_eq!(self.count, end.count, "the log counts what the page took");

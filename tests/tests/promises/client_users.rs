@@ -7,8 +7,17 @@ use bson::{Document, doc};
 use serde_json::json;
 use tidewire_ops::verify::Plan;
 use tidewire_tests::harness::{
-    Claims, Client, Daemon, Server, ServerOptions, collection, eventually, mongo, must_equal,
+    Claims, Client, Daemon, Mongo, Server, ServerOptions, collection, eventually, mongo, must_equal,
 };
+
+/// Each user sees the own notes.
+async fn server_of_notes(mongo: &Mongo) -> Server {
+    let options = ServerOptions {
+        collections: collection("notes", &["user:{userId}"], &[]),
+        ..ServerOptions::following(mongo, &[])
+    };
+    Server::start(options).await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
@@ -19,11 +28,7 @@ async fn another_user_who_signs_in_finds_no_byte_of_the_first() {
         doc! { "_id": format!("{owner}-{n}"), "userId": owner, "text": format!("canary of {owner} {n}") }
     });
     notes.insert_many(rows).await.expect("insert");
-    let options = ServerOptions {
-        collections: collection("notes", &["user:{userId}"], &[]),
-        ..ServerOptions::following(&mongo, &[])
-    };
-    let server = Server::start(options).await;
+    let server = server_of_notes(&mongo).await;
     let mut client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
     client.sync_once().await;
     // A live session with changes and deletes, killed: the write-ahead log stays behind.
@@ -64,11 +69,7 @@ async fn when_an_app_has_given_another_users_token_the_first_ones_rows_are_gone(
         doc! { "_id": n, "userId": owner, "text": "x".repeat(200) }
     });
     notes.insert_many(rows).await.expect("insert");
-    let options = ServerOptions {
-        collections: collection("notes", &["user:{userId}"], &[]),
-        ..ServerOptions::following(&mongo, &[])
-    };
-    let server = Server::start(options).await;
+    let server = server_of_notes(&mongo).await;
     let client = Client::new(&server.url(), &server.token(&Claims::of("asha")));
     client.sync_once().await;
     let position = client.status().await["position"].clone();

@@ -208,14 +208,16 @@ async fn a_long_poll_with_nothing_to_tell_ends_in_time_and_its_cursor_has_moved(
     assert_ne!(page["cursor"], first["cursor"], "an idle reader must not fall off the log");
 }
 
+async fn with_one_plan() -> Served {
+    let mut served = Served::start().await;
+    served.put(at(1), "plans", &rawdoc! {"_id": 1});
+    served.commit(at(1));
+    served
+}
+
 #[tokio::test]
 async fn a_cursor_ahead_of_the_log_waits_for_it() {
-    let mut ahead = Served::start().await;
-    let mut behind = Served::start().await;
-    for served in [&mut ahead, &mut behind] {
-        served.put(at(1), "plans", &rawdoc! {"_id": 1});
-        served.commit(at(1));
-    }
+    let (mut ahead, mut behind) = (with_one_plan().await, with_one_plan().await);
     ahead.put(at(2), "plans", &rawdoc! {"_id": 2});
     ahead.commit(at(2));
     let cursor = ahead.pull("ann", "").await["cursor"].as_str().unwrap().to_owned();
@@ -233,12 +235,7 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
 /// before this one does. What nobody can have given out yet is of another source.
 #[tokio::test]
 async fn a_cursor_of_now_is_waited_for_after_a_standstill_and_one_of_tomorrow_is_refused() {
-    let mut ahead = Served::start().await;
-    let mut behind = Served::start().await;
-    for served in [&mut ahead, &mut behind] {
-        served.put(at(1), "plans", &rawdoc! {"_id": 1});
-        served.commit(at(1));
-    }
+    let (mut ahead, behind) = (with_one_plan().await, with_one_plan().await);
     ahead.commit(at(2));
     let now = ahead.pull("ann", "").await["cursor"].as_str().unwrap().to_owned();
     let before = at(1).cluster_time - (100 << 32);

@@ -88,7 +88,7 @@ async fn must_run(lane: &Lane, servers: &mut [ServerPart]) -> Result<()> {
     for server in servers {
         for _ in 0..STARTS_MAX {
             let Err(error) = server.must_run() else { break };
-            if server.site.data_dir().join("log.db").exists() {
+            if server.site.has_log() {
                 lane.findings.broken(Kind::Stuck, format!("{error:#}"));
             } else {
                 lane.findings.note(&format!("{error:#}"));
@@ -165,7 +165,7 @@ async fn inject(lane: &mut Lane, server: &mut ServerPart, fault: Fault) -> Resul
 
 /// SIGTERM, and the exit code that the contract promises.
 async fn end(lane: &Lane, server: &mut ServerPart) -> Result<()> {
-    let has_log = server.site.data_dir().join("log.db").exists();
+    let has_log = server.site.has_log();
     let status = server.stop().await?;
     let excused = |code| !has_log && is_sources_fault(code);
     if status.is_some_and(|status| !status.success() && !excused(status.code())) {

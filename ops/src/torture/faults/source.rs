@@ -1,26 +1,22 @@
 //! What happens to the source.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bson::spec::BinarySubtype;
-use bson::{Binary, Document, Timestamp, doc};
+use bson::{Document, doc};
 use mongodb::options::WriteConcern;
 use rand::RngExt;
 
 use super::Lane;
 use crate::black_hole::BlackHole;
-use crate::mongod::ReplicaSet;
+use crate::mongod::{ReplicaSet, cluster_time};
 use crate::torture::stage::DATABASE;
 
 /// Seconds between two faults.
 const PAUSE: std::ops::Range<f64> = 4.0..14.0;
 /// Writes that a rollback takes back.
 const ROLLED_BACK: i32 = 20;
-/// Of each document that pushes others out of the oplog.
-const ROLLING_BYTES: usize = 4_000_000;
-const ROLLED_WITHIN: Duration = Duration::from_secs(60);
 /// By now a write with `w: 1` is in the journal.
 const JOURNALED: Duration = Duration::from_millis(300);
 
@@ -144,10 +140,16 @@ async fn inject(lane: &mut Lane, mongo: &mut ReplicaSet, fault: Fault) -> Result
             let whom = one_of_the_servers(lane);
             let cut = doc! { "failCommands": ["aggregate", "getMore"], "appName": whom, "closeConnection": true };
             fail(mongo, doc! { "mode": "alwaysOn", "data": cut }).await?;
-            if roll_over(mongo, primary).await? {
-                lane.findings.fault("oplog rolled over while a server reads nothing", whom);
-            } else {
-                lane.findings.count("oplogs that were not rolled over in time", 1);
+            let hello = mongo.nodes()[primary].admin(doc! { "hello": 1 }).await?;
+            let now = hello.get_timestamp("operationTime").context("the source's time")?;
+            match mongo.roll_over(cluster_time(now)).await {
+                Ok(()) => {
+                    lane.findings.fault("oplog rolled over while a server reads nothing", whom);
+                }
+                Err(error) => {
+                    lane.findings.note(&format!("the oplog was not rolled over: {error:#}"));
+                    lane.findings.count("oplogs that were not rolled over in time", 1);
+                }
             }
             fail(mongo, doc! { "mode": "off" }).await
         }
@@ -240,43 +242,4 @@ async fn fail(mongo: &ReplicaSet, how: Document) -> Result<()> {
         node.admin(command.clone()).await?;
     }
     Ok(())
-}
-
-/// Writes to a database that nobody follows until no node's oplog reaches back to now; false where that takes
-/// too long.
-async fn roll_over(mongo: &ReplicaSet, primary: usize) -> Result<bool> {
-    let client = mongo.nodes()[primary].client();
-    let hello = mongo.nodes()[primary].admin(doc! { "hello": 1 }).await?;
-    let now = hello.get_timestamp("operationTime").context("the source's time")?;
-    let neighbour = client.database("torture-neighbour");
-    let bytes = vec![7; ROLLING_BYTES];
-    let blob = Binary { subtype: BinarySubtype::Generic, bytes };
-    let deadline = Instant::now() + ROLLED_WITHIN;
-    let rolled = loop {
-        if is_forgotten(mongo, now).await {
-            break true;
-        }
-        let wide = neighbour.collection::<Document>("wide");
-        let written = wide.insert_one(doc! { "blob": blob.clone() });
-        if written.write_concern(WriteConcern::majority()).await.is_err()
-            || Instant::now() > deadline
-        {
-            break false;
-        }
-    };
-    // It may not be the primary any more; what is left is dropped the next time.
-    let _ = neighbour.drop().await;
-    Ok(rolled)
-}
-
-async fn is_forgotten(mongo: &ReplicaSet, time: Timestamp) -> bool {
-    for node in mongo.nodes() {
-        let oplog = node.client().database("local").collection::<Document>("oplog.rs");
-        let first = oplog.find_one(doc! {}).await;
-        let Ok(Some(first)) = first else { return false };
-        if first.get_timestamp("ts").is_ok_and(|first| first <= time) {
-            return false;
-        }
-    }
-    true
 }

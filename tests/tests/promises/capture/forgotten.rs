@@ -13,7 +13,7 @@ use tidewire_tests::harness::{Mongo, MongoOptions, eventually, mongo_with};
 use tokio::sync::oneshot;
 
 use super::kills::{peak_kib, start, start_logged};
-use super::restored::{roll_over, small_oplog};
+use super::restored::small_oplog;
 use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered, read};
 
 fn signal(child: &Child, signal: Signal) {
@@ -68,7 +68,7 @@ async fn an_oplog_that_overtakes_an_open_stream_costs_a_reconcile_and_no_cursor(
     let invoices = mongo.db.collection::<Document>("invoices");
     invoices.delete_many(doc! { "_id": { "$lt": 50 } }).await.unwrap();
     insert(&mongo.db, "invoices", numbered(1_000..1_010)).await;
-    roll_over(&mongo, stood + (1 << 32)).await;
+    mongo.set.roll_over(stood + (1 << 32)).await.unwrap();
     signal(&child, Signal::SIGCONT);
     caught_up(&mongo, dir.path()).await;
     child.kill().unwrap();

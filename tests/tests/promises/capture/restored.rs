@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bson::{Binary, Document, doc};
+use bson::{Document, doc};
 use tidewire_ops::verify::Plan;
 use tidewire_protocol::Position;
 use tidewire_server::config::SourceConfig;
@@ -17,29 +17,6 @@ use super::{
     COLLECTIONS, Capture, PATIENCE, back_up, collections, dir, insert, log_options, numbered,
     put_back,
 };
-
-/// The time of the oplog's first entry; `None` where that went while it was read.
-async fn oplog_start(mongo: &Mongo) -> Option<u64> {
-    let oplog = mongo.client.database("local").collection::<Document>("oplog.rs");
-    let first = oplog.find_one(doc! {}).await.ok()??;
-    let first = first.get_timestamp("ts").unwrap();
-    Some(u64::from(first.time) << 32 | u64::from(first.increment))
-}
-
-/// Writes elsewhere until the oplog no longer reaches back to `time`.
-pub(super) async fn roll_over(mongo: &Mongo, time: u64) {
-    let bytes = vec![7; 4_000_000];
-    let blob = Binary { subtype: bson::spec::BinarySubtype::Generic, bytes };
-    let neighbour = mongo.client.database("neighbour");
-    for _ in 0..30 {
-        insert(&neighbour, "wide", [doc! { "blob": blob.clone() }]).await;
-    }
-    eventually("the oplog has rolled over", PATIENCE, || async {
-        insert(&neighbour, "wide", [doc! { "blob": blob.clone() }]).await;
-        (oplog_start(mongo).await? > time).then_some(())
-    })
-    .await;
-}
 
 pub(super) fn small_oplog() -> MongoOptions {
     // What a checkpoint does not have yet, the oplog keeps.
@@ -60,7 +37,7 @@ async fn an_oplog_that_rolled_over_costs_a_reconcile_and_no_cursor() {
     let invoices = mongo.db.collection::<Document>("invoices");
     invoices.delete_many(doc! { "_id": { "$lt": 50 } }).await.unwrap();
     insert(&mongo.db, "invoices", numbered(1_000..1_010)).await;
-    roll_over(&mongo, stood + (1 << 32)).await;
+    mongo.set.roll_over(stood + (1 << 32)).await.unwrap();
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let mut changes = 0;
@@ -87,7 +64,7 @@ async fn a_collection_that_went_while_nobody_looked_is_empty_and_its_copy_ends()
     let stood = capture.status.borrow().high_water;
     capture.stop().await;
     mongo.db.collection::<Document>("invoices").drop().await.unwrap();
-    roll_over(&mongo, stood + (1 << 32)).await;
+    mongo.set.roll_over(stood + (1 << 32)).await.unwrap();
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     assert_eq!(capture.state().len(), 3);
@@ -103,7 +80,7 @@ async fn an_idle_log_is_not_overtaken_by_its_busy_neighbours() {
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     let (cursor, stood) =
         (capture.read(&Since::Nothing, |_, _, _| {}), capture.status.borrow().high_water);
-    roll_over(&mongo, stood).await;
+    mongo.set.roll_over(stood).await.unwrap();
     capture.caught_up(&mongo.db).await;
     capture.stop().await;
     let capture = Capture::start(&mongo, dir.path());
