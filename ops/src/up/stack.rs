@@ -1,6 +1,7 @@
 //! The parts: mongod, sample data, the server, a client. Started in this order, ended in the reverse.
 
 use std::io::{IsTerminal, Write, stdout};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +21,9 @@ use crate::sample::{COLLECTIONS, Existing, Office, SeedError, seed};
 
 const SERVER_PORT: u16 = 8_787;
 const ADMIN_PORT: u16 = 8_788;
+const PORT_TRIES_MAX: u32 = 5;
+/// How a server ends whose port somebody else has.
+const PORT_TAKEN: &str = "Address already in use";
 const READY_WITHIN: Duration = Duration::from_secs(600);
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
@@ -49,16 +53,10 @@ impl Stack {
         let driver = connect(&uri).await?;
         fill(&driver, options).await?;
 
-        let listen = listen(options.port)?;
-        files.write(&uri, &options.database, listen)?;
-        let server_url = format!("http://127.0.0.1:{}", listen[0]);
         let step = Step::begin("server");
         let this = std::env::current_exe().context("the path of this program")?;
-        let mut server = Launch::new(&this, files.output("server"))
-            .args(["internal-server", "--config"])
-            .arg(files.config())
-            .start()?;
-        ready(&mut server, listen[0]).await?;
+        let (server, port) = start_server(&this, options, files, &uri).await?;
+        let server_url = format!("http://127.0.0.1:{port}");
         step.end(&format!("{server_url}, its change log in {}", files.log_dir().display()));
 
         let step = Step::begin("client");
@@ -183,6 +181,33 @@ async fn fill(driver: &Client, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// A server that is ready, and its port. Where nobody asked for a port and somebody else took the free one
+/// first (another `up` that starts now), it is another one.
+async fn start_server(
+    this: &Path,
+    options: &Options,
+    files: &Files,
+    uri: &str,
+) -> Result<(Guarded, u16)> {
+    let launch = Launch::new(this, files.output("server"))
+        .args(["internal-server", "--config"])
+        .arg(files.config());
+    let mut tries = 0;
+    loop {
+        let listen = listen(options.port)?;
+        files.write(uri, &options.database, listen)?;
+        let mut server = launch.start()?;
+        let Err(error) = ready(&mut server, files, listen[0]).await else {
+            return Ok((server, listen[0]));
+        };
+        tries += 1;
+        let is_port_lost = options.port.is_none() && server.last_words(1).contains(PORT_TAKEN);
+        if !is_port_lost || tries == PORT_TRIES_MAX {
+            return Err(error);
+        }
+    }
+}
+
 /// The ports of the server: those of the contract where they are free.
 fn listen(wanted: Option<u16>) -> Result<[u16; 2]> {
     let free = ports::free(2)?;
@@ -197,9 +222,10 @@ fn listen(wanted: Option<u16>) -> Result<[u16; 2]> {
 }
 
 /// Waits until the server's first copy is done.
-async fn ready(server: &mut Guarded, port: u16) -> Result<()> {
+async fn ready(server: &mut Guarded, files: &Files, port: u16) -> Result<()> {
     let deadline = Instant::now() + READY_WITHIN;
-    while !is_ready(port).await {
+    let token = std::fs::read_to_string(files.token()).context("the client's token")?;
+    while !serves(port, &token).await {
         must_run(server, "the server")?;
         if Instant::now() > deadline {
             bail!("the server is not ready after {READY_WITHIN:?}: see {}", server.log().display());
@@ -209,12 +235,17 @@ async fn ready(server: &mut Guarded, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// `/readyz` answers 200. One line of HTTP needs no library.
-async fn is_ready(port: u16) -> bool {
+/// A pull by our own token is answered, which no other stack's server would do. One request of HTTP needs no
+/// library.
+async fn serves(port: u16, token: &str) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await?;
+        let request = format!(
+            "GET /api/sync/pull?limit=1 HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {}\r\n\
+             Connection: close\r\n\r\n",
+            token.trim()
+        );
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await?;
         std::io::Result::Ok(answer.ends_with(b" 200"))
