@@ -2,16 +2,17 @@
 //! and hands them to the tail, which compares them with the log.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use futures::StreamExt;
 use mongodb::Database;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::decode::{cluster_time, timestamp};
 use super::failure::{self, is_snapshot_unavailable};
+use super::pace::Pace;
 use super::reads::id_document;
 use super::reply::Reply;
 use super::source::{Ended, SILENCE_MAX};
@@ -31,8 +32,6 @@ const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 const CHUNK_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long the first one may take where the source has to sort all that is left of the collection.
 const SORT_MAX: Duration = Duration::from_secs(1_800);
-/// The longest wait between two chunks of a read that is to go slowly.
-const PACE_MAX: Duration = Duration::from_secs(30);
 /// The wait before a read at a newer time, when the source does not hold the one asked for.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -113,6 +112,8 @@ pub(super) struct Copier {
     pub(super) chunks: mpsc::Sender<Chunk>,
     /// How many times as long as usual a chunk may take.
     pub(super) patience: u32,
+    /// Of the reads that are to go slowly.
+    pub(super) pace: Arc<Pace>,
 }
 
 impl Copier {
@@ -147,6 +148,7 @@ impl Copier {
         let mut after = order.after.clone();
         let mut outlasts_snapshots = false;
         loop {
+            self.pace.wait(order.bytes_per_second).await;
             let mut plan = Plan::of(&self.database, &order.collection).await?;
             plan.at_no_time |= outlasts_snapshots;
             let not_before = order.not_before.max(plan.missing_at);
@@ -186,6 +188,10 @@ impl Copier {
         let opening = self.database.run_cursor_command(command).batch_size(plan.batch_size).batch();
         let silence_max = CHUNK_SILENCE_MAX * self.patience;
         let opening_max = if plan.by_index { silence_max } else { SORT_MAX };
+        if !plan.by_index {
+            // Whatever comes of it. What is sorted is not read again while its chunks come.
+            self.pace.sorted(plan.bytes_total, order.bytes_per_second);
+        }
         let mut cursor = match timeout(opening_max, opening).await {
             Err(_) => return Err(silent(opening_max)),
             Ok(Err(error)) if is_snapshot_unavailable(&error) => return Ok(Read::TooOld),
@@ -214,8 +220,9 @@ impl Copier {
                 }
             }
             let bytes = u32::try_from(reply.bytes().clamp(1, CHUNK_ROOM)).unwrap_or(u32::MAX);
-            let pause =
-                order.bytes_per_second.map(|rate| f64::from(bytes) / f64::from(rate.max(1)));
+            if plan.by_index {
+                self.pace.chunk(bytes.into(), order.bytes_per_second);
+            }
             let Ok(permit) = Arc::clone(room).acquire_many_owned(bytes).await else {
                 return Ok(Read::Nobody);
             };
@@ -237,8 +244,8 @@ impl Copier {
             if last {
                 return Ok(Read::End);
             }
-            if let Some(pause) = pause {
-                sleep(Duration::from_secs_f64(pause.min(PACE_MAX.as_secs_f64()))).await;
+            if plan.by_index {
+                self.pace.wait(order.bytes_per_second).await;
             }
             if opened.elapsed() > SNAPSHOT_MAX {
                 return Ok(Read::GoOn);
@@ -270,11 +277,12 @@ fn silent(waited: Duration) -> Ended {
 struct Plan {
     batch_size: u32,
     documents_total: u64,
+    bytes_total: u64,
     /// There was no such collection at this time; 0: there is one. What has been dropped or renamed is read
     /// as empty at earlier times too, at which it was not (MongoDB 6.0).
     missing_at: u64,
-    /// By bounds on the `_id` index. Not where that index orders by another rule than ours (a collation)
-    /// or is none (a clustered collection).
+    /// By bounds on the `_id` index, or on the collection itself where it is clustered. Not where that
+    /// orders by another rule than ours (a collation): then the source sorts all of it for each cursor.
     by_index: bool,
     /// Read at no time of our choice: MongoDB 6 does not read a capped collection so, nor one that is sorted
     /// for longer than it keeps a time.
@@ -308,12 +316,11 @@ impl Plan {
             tracing::warn!(collection, kind, "has no change events; nothing of it is served");
         }
         let described = found.and_then(|found| found.get_document("options").ok());
-        let by_index = described.is_none_or(|options| {
-            !options.contains_key("collation") && !options.contains_key("clusteredIndex")
-        });
+        let by_index = described.is_none_or(|options| !options.contains_key("collation"));
         Ok(Self {
             batch_size: wanted.clamp(1, CHUNK_DOCUMENTS_MAX) as u32,
             documents_total: number("count"),
+            bytes_total: number("size"),
             missing_at: if is_missing { now } else { 0 },
             by_index,
             at_no_time: described

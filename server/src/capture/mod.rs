@@ -22,6 +22,7 @@ mod entries;
 mod failure;
 mod giants;
 mod oplog;
+mod pace;
 pub mod patch;
 mod primary;
 mod quarantine;
@@ -55,6 +56,7 @@ use crate::retry::{self, Attempts, Failure, Step};
 use crate::status::{SourcePhase, StatusSender};
 use copier::Copier;
 use oplog::{Guard, Stands};
+use pace::Pace;
 use primary::Primary;
 use reads::Reads;
 use source::{Ended, SILENCE_MAX, Source, StartAt};
@@ -122,7 +124,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
     let mut attempts = Attempts::default();
     let mut step = Step::Resume;
     let oplog_refused = Arc::new(AtomicBool::new(false));
-    let process = Arc::default();
+    let (process, pace) = (Arc::default(), Arc::default());
     let Some(mut writer) = take_up(writer, &rules, &status, &shutdown).await? else {
         return Ok(());
     };
@@ -150,6 +152,7 @@ async fn follow(parts: CaptureParts) -> Result<(), CaptureError> {
             oplog_refused: Arc::clone(&oplog_refused),
             process: Arc::clone(&process),
             patience: attempts.patience(),
+            pace: Arc::clone(&pace),
             shutdown: shutdown.clone(),
         };
         let before = writer.tail().clone();
@@ -310,6 +313,7 @@ struct Run {
     process: Arc<Mutex<Option<Option<ObjectId>>>>,
     /// How many times as long as usual the source may take for an answer.
     patience: u32,
+    pace: Arc<Pace>,
     shutdown: CancellationToken,
 }
 
@@ -361,6 +365,7 @@ impl Run {
             high_water: high_water_out.clone(),
             chunks,
             patience: self.patience,
+            pace: self.pace,
         };
         let guard = Guard {
             client: self.client.clone(),

@@ -285,6 +285,9 @@ impl Tail {
             {
                 self.take_chunk(chunk)?;
             }
+            if self.open.is_none() {
+                self.end_overdue_check();
+            }
             self.compact()?;
         }
     }

@@ -12,7 +12,8 @@
 //! A *copy* is for what the stream can't tell: its collection is unsettled until the last chunk, its
 //! progress is in the log, and a restart goes on with it. A *check* is for a collection that should be
 //! right: it is served meanwhile, what differs is mended, and whoever asked is told, where the run ends
-//! in the middle too. Copies go first: a collection that has to be copied ends its check.
+//! in the middle too. Copies go first, then the checks that the tail owes itself: either ends a check that
+//! was asked for, which is asked for again.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -38,9 +39,11 @@ pub struct CheckOrder {
     pub collection: String,
     /// What is after this `{_id: …}` (exclusive) in the order of `_id`; `None`: all of it.
     pub after: Option<RawDocumentBuf>,
-    /// Read at most so much a second; `None`: as fast as it goes.
+    /// What the source reads for it in a second, at most, what it reads to sort counted too: where it can't
+    /// go by an index (a collection with a collation) it reads all at once and the rest waits. `None`: as fast
+    /// as it goes.
     pub bytes_per_second: Option<u32>,
-    /// It is cut off when these are over; `None`: never for that.
+    /// It is cut off when these are over, within a second; `None`: never for that.
     pub hours: Option<Hours>,
     /// Told at the end. Dropped where there is none and nothing was stored: the stream ended, or the
     /// collection is not followed or has to be copied anyway. Ask again then. A check whose asker has
@@ -173,12 +176,17 @@ impl Tail {
             Some(Walk::Copy(collection)) if unfinished(collection) => return,
             _ => (0..self.tracked.len()).find(|&at| unfinished(at)),
         };
+        let check_goes_on = match &self.walk {
+            Some(Walk::Check(check)) => check.done.is_none() || self.owed.is_empty(),
+            _ => false,
+        };
+        if check_goes_on && copy.is_none() {
+            return;
+        }
+        self.leave_check();
         if let Some(copy) = copy {
-            self.leave_check();
             self.walk = Some(Walk::Copy(copy));
             self.unknown_seen = self.tracked[copy].copy.done_through.is_none().then(HashSet::new);
-        } else if matches!(self.walk, Some(Walk::Check(_))) {
-            return;
         } else {
             let due = self.owed.pop_front();
             self.unknown_seen =
@@ -326,23 +334,28 @@ impl Tail {
                 tracing::info!(collection = %self.tracked[at].name, cluster_time, "the copy is finished");
             }
             Some(Walk::Check(check)) if chunk.last => self.end_check(check)?,
-            Some(Walk::Check(check)) if check.is_unwanted() => {}
             mut under_way => {
-                let mut is_over = false;
                 if let Some(Walk::Check(check)) = &mut under_way {
                     check.stored = check.done_through_id.clone().map(|id| (id, check.report));
-                    is_over = check.hours.is_some_and(|hours| !hours.hold_at(now_ms()));
                 }
                 self.walk = under_way;
-                if !is_over {
-                    self.tell_copies();
-                    return Ok(());
-                }
-                self.leave_check();
+                self.tell_copies();
+                return Ok(());
             }
         }
         self.walk_on();
         Ok(())
+    }
+
+    /// Ends a check, between two commits, that nobody waits for any more or whose hours are over: a slow one
+    /// may have long to wait for its next chunk.
+    pub(super) fn end_overdue_check(&mut self) {
+        if let Some(Walk::Check(check)) = &self.walk
+            && check.is_overdue()
+        {
+            self.leave_check();
+            self.walk_on();
+        }
     }
 
     fn end_check(&mut self, check: Check) -> Result<(), LogError> {
@@ -398,8 +411,9 @@ impl Tail {
 }
 
 impl Check {
-    /// Whoever asked has gone: somebody else's turn.
-    fn is_unwanted(&self) -> bool {
+    /// Whoever asked has gone, or the hours are over.
+    fn is_overdue(&self) -> bool {
         self.done.as_ref().is_some_and(oneshot::Sender::is_closed)
+            || self.hours.is_some_and(|hours| !hours.hold_at(now_ms()))
     }
 }

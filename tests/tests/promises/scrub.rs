@@ -144,9 +144,22 @@ async fn outside_of_its_hours_the_background_scrub_compares_nothing_and_an_opera
 #[tokio::test(flavor = "multi_thread")]
 async fn the_background_scrub_reads_no_more_of_the_source_in_a_second_than_it_may() {
     let mongo = mongo().await;
+    twenty_megabytes_take_their_time(&mongo).await;
+}
+
+/// The source reads all of such a collection at once, to sort it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_scrub_has_no_more_sorted_in_a_second_than_it_may() {
+    let mongo = mongo().await;
+    let collated = doc! { "create": "plans", "collation": { "locale": "en" } };
+    mongo.db.run_command(collated).await.unwrap();
+    twenty_megabytes_take_their_time(&mongo).await;
+}
+
+async fn twenty_megabytes_take_their_time(mongo: &Mongo) {
     let wide = (0..200).map(|n| doc! { "_id": n, "text": "x".repeat(100_000) });
     mongo.db.collection::<Document>("plans").insert_many(wide).await.unwrap();
-    let mut options = ServerOptions::following(&mongo, &["plans"]);
+    let mut options = ServerOptions::following(mongo, &["plans"]);
     options.more =
         "[scrub]\nevery = \"1s\"\nhours = \"00:00-24:00\"\nmegabytes_per_second = 5".into();
     let server = Server::start(options).await;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use bson::{Document, doc, rawdoc};
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Database;
 use tempfile::TempDir;
 use tidewire_protocol::Position;
@@ -15,7 +15,11 @@ use tidewire_server::status::SourcePhase;
 use tidewire_tests::harness::{Mongo, eventually, mongo};
 use tokio::sync::oneshot;
 
-use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, log_options, numbered, source_state};
+use super::oddities::{dirtied, insert_unread};
+use super::{
+    COLLECTIONS, Capture, PATIENCE, collections, dir, insert, log_options, numbered, source,
+    source_state,
+};
 
 /// Spoils the log behind the server's back: 3 is not as it is, 4 is gone, 1,000 is too much.
 pub(crate) fn spoil(dir: &std::path::Path) {
@@ -59,14 +63,39 @@ async fn spoiled(invoices: impl IntoIterator<Item = Document>) -> (Mongo, TempDi
 
 /// Compares what is after `after`, all of it where there is none.
 async fn check(capture: &Capture, after: Option<i32>) -> CheckReport {
-    let (done, checked) = oneshot::channel();
-    let (bytes_per_second, after) = (Some(50_000_000), after.map(|id| rawdoc! { "_id": id }));
-    let order =
-        CheckOrder { collection: "invoices".into(), after, bytes_per_second, hours: None, done };
-    capture.checks.send(order).await.unwrap();
+    let after = after.map(|id| rawdoc! { "_id": id });
+    let checked = ordered(capture, after, Some(50_000_000), None).await;
     let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
     let Ok(Checked::Whole(report)) = checked else { panic!("not to its end: {checked:?}") };
     report
+}
+
+/// Asks for a check of the invoices.
+async fn ordered(
+    capture: &Capture,
+    after: Option<RawDocumentBuf>,
+    bytes_per_second: Option<u32>,
+    hours: Option<Hours>,
+) -> oneshot::Receiver<Checked> {
+    let (done, checked) = oneshot::channel();
+    let order = CheckOrder { collection: "invoices".into(), after, bytes_per_second, hours, done };
+    capture.checks.send(order).await.unwrap();
+    checked
+}
+
+async fn is_checking(capture: &Capture) {
+    let checking = || async { capture.status.borrow().checking.clone() };
+    eventually("a check is under way", PATIENCE, checking).await;
+}
+
+/// An hour of the day that ends at the beginning of a minute since 1970.
+fn hour_until(minute: u64) -> Hours {
+    let clock = |minute: u64| format!("{:02}:{:02}", minute / 60 % 24, minute % 60);
+    Hours::parse(&format!("{}-{}", clock(minute - 60), clock(minute))).unwrap()
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
 }
 
 /// The source goes on while it is checked.
@@ -154,11 +183,8 @@ async fn a_check_that_the_stream_cuts_off_goes_on_from_where_it_was() {
     insert(&mongo.db, "invoices", (0..200).map(wide)).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    let (done, mut checked) = oneshot::channel();
     // About four seconds for 20 MB.
-    let (collection, after, bytes_per_second) = ("invoices".into(), None, Some(5_000_000));
-    let order = CheckOrder { collection, after, bytes_per_second, hours: None, done };
-    capture.checks.send(order).await.unwrap();
+    let mut checked = ordered(&capture, None, Some(5_000_000), None).await;
     eventually("some of it is done", PATIENCE, || async {
         let checking = capture.status.borrow().checking.clone();
         checking.filter(|(_, progress)| progress.documents > 0)
@@ -184,19 +210,61 @@ async fn a_check_is_cut_off_when_its_hours_are_over_and_goes_on_from_there() {
     insert(&mongo.db, "invoices", (0..200).map(wide)).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
-    // They ended an hour ago, whatever the time is.
-    let hour = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3_600;
-    let hours = format!("{:02}:00-{:02}:00", (hour + 22) % 24, (hour + 23) % 24);
-    let hours = Some(Hours::parse(&hours).unwrap());
-    let (done, checked) = oneshot::channel();
-    let (collection, after, bytes_per_second) = ("invoices".into(), None, None);
-    let order = CheckOrder { collection, after, bytes_per_second, hours, done };
-    capture.checks.send(order).await.unwrap();
-    let checked = tokio::time::timeout(PATIENCE, checked).await.expect("in time");
+    // The whole of it would take 100 seconds; they are over in 5 to 65.
+    let hours = hour_until((seconds_since_1970() + 5) / 60 + 1);
+    let checked = ordered(&capture, None, Some(200_000), Some(hours)).await;
+    let checked = tokio::time::timeout(PATIENCE * 2, checked).await.expect("in time");
     let Ok(Checked::CutOff(some, through)) = checked else { panic!("not cut off: {checked:?}") };
     assert!(some.documents > 0 && some.documents < 200, "{some:?}");
     let rest = check(&capture, through.get_i32("_id").ok()).await;
     assert_eq!(some.documents + rest.documents, 200);
+    capture.stop().await;
+}
+
+/// Where the source can't go by an index it sorts the whole of a collection, and what follows waits for as long
+/// as that is worth at the rate: here for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_has_long_to_wait_makes_room_for_whatever_comes() {
+    let mongo = mongo().await;
+    let dir = dir();
+    let collated = doc! { "create": "invoices", "collation": { "locale": "en" } };
+    mongo.db.run_command(collated).await.unwrap();
+    let wide = |n: i32| doc! { "_id": n.to_string(), "text": "x".repeat(10_000) };
+    insert(&mongo.db, "invoices", (0..100).map(wide)).await;
+    let followed = ["invoices", "plans", "users"];
+    let capture = Capture::start_with(source(&mongo), dir.path(), &collections(&followed));
+    capture.must_equal(&mongo.db, &followed).await;
+    let in_time = |checked| tokio::time::timeout(PATIENCE, checked);
+    let first = in_time(ordered(&capture, None, Some(1), None).await).await.expect("at once");
+    assert!(matches!(first, Ok(Checked::Whole(report)) if report.documents == 100), "{first:?}");
+
+    // Its asker goes away, and somebody comes who is in a hurry.
+    let waits = ordered(&capture, None, Some(1), None).await;
+    is_checking(&capture).await;
+    drop(waits);
+    let hurried = in_time(ordered(&capture, None, None, None).await).await.expect("at once");
+    assert!(matches!(hurried, Ok(Checked::Whole(_))), "{hurried:?}");
+
+    let over = hour_until(seconds_since_1970() / 60);
+    let over = in_time(ordered(&capture, None, Some(1), Some(over)).await).await;
+    assert!(over.expect("its hours are over").is_err(), "nothing was read");
+
+    // A check that the tail owes itself, of documents that were renamed and whose keys it can't read.
+    insert_unread(&mongo, "plans", dirtied(&doc! { "_id": "dirty one" })).await;
+    insert(&mongo.db, "plans", numbered(0..10)).await;
+    capture.caught_up(&mongo.db).await;
+    let waits = ordered(&capture, None, Some(1), None).await;
+    is_checking(&capture).await;
+    let rename = doc! { "renameCollection": "invoify.plans", "to": "invoify.users" };
+    mongo.client.database("admin").run_command(rename).await.unwrap();
+    assert!(in_time(waits).await.expect("it gives way").is_err(), "nothing was read");
+    eventually("what was owed is found", PATIENCE, || async {
+        (capture.reader.quarantine().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    let users = mongo.db.collection::<Document>("users");
+    users.delete_one(doc! { "_id": { "$type": "string" } }).await.unwrap();
+    capture.must_equal(&mongo.db, &followed).await;
     capture.stop().await;
 }
 
@@ -206,10 +274,7 @@ async fn after_a_start_from_the_time_alone_all_is_checked_even_where_the_stream_
     let (mongo, dir) = spoiled((0..300).map(wide)).await;
     let refused = mongo.fail_command(&["aggregate"], 280, &[], doc! { "times": 2 }).await;
     let capture = Capture::start(&mongo, dir.path());
-    eventually("the check is under way", PATIENCE, || async {
-        capture.status.borrow().checking.clone()
-    })
-    .await;
+    is_checking(&capture).await;
     refused.off().await;
     let cut = doc! { "failCommands": ["getMore"], "appName": "tidewire", "closeConnection": true };
     let cut = mongo.fail_point("failCommand", doc! { "times": 2 }, cut).await;

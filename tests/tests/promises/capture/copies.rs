@@ -1,6 +1,7 @@
 //! Copies while the source changes, stops and starts.
 
-use bson::{Document, doc};
+use bson::oid::ObjectId;
+use bson::{Bson, Document, doc};
 use futures::future::join;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -153,6 +154,18 @@ async fn a_collection_that_orders_ids_by_a_rule_of_its_own_is_copied_whole() {
         (0..3_000).map(|n| doc! { "_id": format!("no {}", n * 7), "wide": "z".repeat(4_000) });
     insert(&mongo.db, "invoices", named).await;
     insert(&mongo.db, "plans", numbered(0..3_000)).await;
+    // In chunks of every kind of `_id`.
+    let wide = |id: Bson| doc! { "_id": id, "wide": "z".repeat(200_000) };
+    let kinds: [fn(i32) -> Bson; 6] = [
+        |n| f64::from(-n).into(),
+        |n| format!("no {n}").into(),
+        |n| doc! { "no": n }.into(),
+        |n| ObjectId::from_bytes([n as u8; 12]).into(),
+        |n| Bson::DateTime(bson::DateTime::from_millis(n.into())),
+        |n| Bson::Timestamp(bson::Timestamp { time: 1, increment: n as u32 }),
+    ];
+    let ids = kinds.iter().flat_map(|id| (1..=20).map(id));
+    insert(&mongo.db, "plans", ids.map(wide)).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.must_equal(&mongo.db, &COLLECTIONS).await;
     capture.stop().await;

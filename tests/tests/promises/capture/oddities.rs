@@ -11,7 +11,7 @@ use super::{COLLECTIONS, Capture, PATIENCE, dir, insert, numbered, source_state}
 const NOT_UTF8: &str = "a string or a field name that is not UTF-8";
 
 /// The document with the bytes `dirty` in it made no text.
-fn dirtied(document: &Document) -> RawDocumentBuf {
+pub(super) fn dirtied(document: &Document) -> RawDocumentBuf {
     let mut bytes = document.to_vec().unwrap();
     let at = bytes.windows(5).position(|w| w == b"dirty").unwrap();
     bytes[at] = 0xff;
@@ -23,10 +23,10 @@ pub(super) fn dirty(id: i32) -> RawDocumentBuf {
 }
 
 /// Inserts one whose `_id` the driver itself would not read.
-async fn insert_unread(mongo: &Mongo, document: RawDocumentBuf) {
+pub(super) async fn insert_unread(mongo: &Mongo, collection: &str, document: RawDocumentBuf) {
     let mut all = bson::RawArrayBuf::new();
     all.push(document);
-    let insert = rawdoc! { "insert": "invoices", "documents": all };
+    let insert = rawdoc! { "insert": collection, "documents": all };
     let answer = mongo.db.run_raw_command(insert).await.unwrap();
     assert_eq!(answer.get_i32("n").unwrap(), 1, "{answer}");
 }
@@ -136,7 +136,7 @@ async fn what_was_mended_or_deleted_unseen_leaves_the_quarantine_by_a_comparison
     let raw = mongo.db.collection::<RawDocumentBuf>("invoices");
     insert(&mongo.db, "invoices", numbered(0..10)).await;
     raw.insert_many([dirty(100), dirty(101), dirty(102)]).await.unwrap();
-    insert_unread(&mongo, dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
+    insert_unread(&mongo, "invoices", dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.copied().await;
     assert_eq!(listed(&capture).len(), 4);
@@ -159,10 +159,11 @@ async fn what_was_mended_or_deleted_unseen_leaves_the_quarantine_by_a_comparison
 async fn an_id_that_is_no_text_is_listed_by_what_can_be_read_of_it() {
     let mongo = mongo().await;
     let dir = dir();
-    insert_unread(&mongo, dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
+    insert_unread(&mongo, "invoices", dirtied(&doc! { "_id": "dirty one", "tag": 1 })).await;
     let capture = Capture::start(&mongo, dir.path());
     capture.copied().await;
-    insert_unread(&mongo, dirtied(&doc! { "_id": { "in": ["dirty two"] }, "tag": 2 })).await;
+    insert_unread(&mongo, "invoices", dirtied(&doc! { "_id": { "in": ["dirty two"] }, "tag": 2 }))
+        .await;
     insert(&mongo.db, "invoices", numbered(0..10)).await;
     let invoices = mongo.db.collection::<Document>("invoices");
     invoices.update_many(doc! {}, doc! { "$set": { "more": 1 } }).await.unwrap();
