@@ -1,6 +1,7 @@
 //! Reads a collection in chunks, in `_id` order over every BSON type, each chunk at a known cluster time,
 //! and hands them to the tail, which compares them with the log.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 const CHUNK_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long the first one may take where the source has to sort all that is left of the collection.
 const SORT_MAX: Duration = Duration::from_secs(1_800);
+/// A longer wait of a slow read for what was sorted is told.
+const PACE_TOLD_FROM: Duration = Duration::from_secs(3_600);
 /// The wait before a read at a newer time, when the source does not hold the one asked for.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -146,9 +149,11 @@ impl Copier {
     /// Reads a whole collection, or the rest of one. False: nobody takes the chunks.
     async fn read(&mut self, order: Order, room: &Arc<Semaphore>) -> Result<bool, Ended> {
         let mut after = order.after.clone();
-        let mut outlasts_snapshots = false;
+        let (mut outlasts_snapshots, mut sorts_once_more) = (false, false);
         loop {
-            self.pace.wait(order.bytes_per_second).await;
+            if !mem::take(&mut sorts_once_more) {
+                self.pace.wait(order.bytes_per_second).await;
+            }
             let mut plan = Plan::of(&self.database, &order.collection).await?;
             plan.at_no_time |= outlasts_snapshots;
             let not_before = order.not_before.max(plan.missing_at);
@@ -161,7 +166,9 @@ impl Copier {
                 Read::Nobody => return Ok(false),
                 Read::GoOn => {}
                 Read::TooOld => {
-                    // All of it is sorted before the first of it comes, which would take as long again.
+                    // All of it is sorted before the first of it comes, which would take as long again. It
+                    // is done at once, and paid for with the first time: this read alone knows of it.
+                    sorts_once_more = !plan.by_index && !outlasts_snapshots;
                     outlasts_snapshots |= !plan.by_index;
                     sleep(SNAPSHOT_PAUSE).await;
                 }
@@ -190,7 +197,18 @@ impl Copier {
         let opening_max = if plan.by_index { silence_max } else { SORT_MAX };
         if !plan.by_index {
             // Whatever comes of it. What is sorted is not read again while its chunks come.
-            self.pace.sorted(plan.bytes_total, order.bytes_per_second);
+            let wait = self.pace.sorted(plan.bytes_total, order.bytes_per_second);
+            if wait > PACE_TOLD_FROM {
+                let (collection, bytes, wait_s) =
+                    (&order.collection, plan.bytes_total, wait.as_secs());
+                tracing::warn!(
+                    collection,
+                    bytes,
+                    wait_s,
+                    "has a collation, so MongoDB sorts all of it to be compared; the background scrub waits \
+                     for as long as that is worth at [scrub] megabytes_per_second"
+                );
+            }
         }
         let mut cursor = match timeout(opening_max, opening).await {
             Err(_) => return Err(silent(opening_max)),
@@ -220,7 +238,8 @@ impl Copier {
                 }
             }
             let bytes = u32::try_from(reply.bytes().clamp(1, CHUNK_ROOM)).unwrap_or(u32::MAX);
-            if plan.by_index {
+            let is_unpaid = plan.by_index || plan.bytes_total == 0;
+            if is_unpaid {
                 self.pace.chunk(bytes.into(), order.bytes_per_second);
             }
             let Ok(permit) = Arc::clone(room).acquire_many_owned(bytes).await else {
@@ -244,7 +263,7 @@ impl Copier {
             if last {
                 return Ok(Read::End);
             }
-            if plan.by_index {
+            if is_unpaid {
                 self.pace.wait(order.bytes_per_second).await;
             }
             if opened.elapsed() > SNAPSHOT_MAX {
@@ -277,6 +296,7 @@ fn silent(waited: Duration) -> Ended {
 struct Plan {
     batch_size: u32,
     documents_total: u64,
+    /// 0 where that can't be asked for.
     bytes_total: u64,
     /// There was no such collection at this time; 0: there is one. What has been dropped or renamed is read
     /// as empty at earlier times too, at which it was not (MongoDB 6.0).

@@ -222,7 +222,7 @@ async fn a_check_is_cut_off_when_its_hours_are_over_and_goes_on_from_there() {
 }
 
 /// Where the source can't go by an index it sorts the whole of a collection, and what follows waits for as long
-/// as that is worth at the rate: here for a day.
+/// as that is worth at the rate: here for many hours.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_that_has_long_to_wait_makes_room_for_whatever_comes() {
     let mongo = mongo().await;
@@ -235,8 +235,14 @@ async fn a_check_that_has_long_to_wait_makes_room_for_whatever_comes() {
     let capture = Capture::start_with(source(&mongo), dir.path(), &collections(&followed));
     capture.must_equal(&mongo.db, &followed).await;
     let in_time = |checked| tokio::time::timeout(PATIENCE, checked);
+    // Sorted for longer than the source keeps a time: a second sort is due before the first is paid for.
+    let too_old =
+        doc! { "errorCode": 239, "failCommands": ["find"], "namespace": "invoify.invoices" };
+    let too_old = mongo.fail_point("failCommand", doc! { "times": 1 }, too_old).await;
     let first = in_time(ordered(&capture, None, Some(1), None).await).await.expect("at once");
     assert!(matches!(first, Ok(Checked::Whole(report)) if report.documents == 100), "{first:?}");
+    too_old.fired(1).await;
+    too_old.off().await;
 
     // Its asker goes away, and somebody comes who is in a hurry.
     let waits = ordered(&capture, None, Some(1), None).await;
