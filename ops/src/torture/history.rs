@@ -26,6 +26,7 @@ pub(super) struct History {
     is_suspect: AtomicBool,
     was_damaged: AtomicBool,
     was_unwritable: AtomicBool,
+    configurations: AtomicU64,
 }
 
 impl History {
@@ -76,6 +77,16 @@ impl History {
 
     pub(super) fn was_unwritable(&self) -> bool {
         self.was_unwritable.load(Ordering::SeqCst)
+    }
+
+    /// Which configuration it is read with. One that comes back counts as another one.
+    pub(super) fn configuration(&self) -> u64 {
+        self.configurations.load(Ordering::SeqCst)
+    }
+
+    /// Another one holds from now on. To be said while no server runs on it.
+    pub(super) fn configured(&self) {
+        self.configurations.fetch_add(1, Ordering::SeqCst);
     }
 }
 

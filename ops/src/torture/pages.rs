@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::findings::{Findings, Kind};
 use super::history;
-use super::stage::{ACCOUNTS_EACH, HIDDEN, OWNERS, ServerSite, Site, TOTAL, token};
+use super::stage::{ACCOUNTS_EACH, HIDDEN, NOT_FOLLOWED, OWNERS, ServerSite, Site, TOTAL, token};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -36,6 +36,7 @@ pub(super) fn readers(site: &Site, seed: u64) -> Result<Vec<Reader>> {
             cursor: "0".into(),
             given_by: (0, 0),
             position: String::new(),
+            complete_by: None,
             accounts: HashMap::new(),
             versions: HashMap::new(),
         })
@@ -59,6 +60,8 @@ pub(super) struct Reader {
     given_by: (usize, u64),
     /// The last change's.
     position: String,
+    /// The server of the last complete page, and which of its configurations; `None`: there was none yet.
+    complete_by: Option<(usize, u64)>,
     /// Owner and balance.
     accounts: HashMap<String, (String, i64)>,
     versions: HashMap<(String, String), i64>,
@@ -90,6 +93,7 @@ impl Reader {
         let (url, cursor) = (&self.servers[server].url, &self.cursor);
         let log = Arc::clone(&self.servers[server].history);
         let (generation, was_suspect) = (log.generation(), log.is_suspect());
+        let configuration = log.configuration();
         let url = format!("{url}/api/sync/pull?since={cursor}&limit={limit}&wait=1");
         let asked = self.http.get(url).bearer_auth(&self.token).send().await;
         let Ok(answer) = asked else { return false };
@@ -112,6 +116,7 @@ impl Reader {
                 }
                 self.cursor = "0".into();
                 self.position.clear();
+                self.complete_by = None;
                 self.accounts.clear();
                 self.versions.clear();
                 return false;
@@ -130,7 +135,7 @@ impl Reader {
             // A server that is behind gives back what another one gave.
             self.given_by = (server, generation);
         }
-        self.take(&page, server, findings);
+        self.take(&page, (server, configuration), findings);
         findings.count("pages", 1);
         true
     }
@@ -142,24 +147,28 @@ impl Reader {
         history::may_refuse(&self.servers[server], &cursor, is_own, reason)
     }
 
-    fn take(&mut self, page: &Value, server: usize, findings: &Findings) {
-        let none = Vec::new();
+    fn take(&mut self, page: &Value, by: (usize, u64), findings: &Findings) {
+        let (none, server) = (Vec::new(), by.0);
         for change in page["changes"].as_array().unwrap_or(&none) {
-            self.take_change(change, server, findings);
+            self.take_change(change, by, findings);
         }
         if page["complete"] == true {
+            self.complete_by = Some(by);
             findings.count("complete pages", 1);
             self.check_bank(server, findings);
         }
         page["cursor"].as_str().unwrap_or_default().clone_into(&mut self.cursor);
     }
 
-    fn take_change(&mut self, change: &Value, server: usize, findings: &Findings) {
+    fn take_change(&mut self, change: &Value, by: (usize, u64), findings: &Findings) {
+        let server = by.0;
         let text = |name: &str| change[name].as_str().unwrap_or_default().to_owned();
         let (collection, id, position) = (text("collection"), text("mongoId"), text("position"));
         let from =
             format!("page reader {} at server {server}, {position}: {collection} {id}", self.name);
-        if position < self.position {
+        // What the server follows no more, or again, is gained or lost with the positions that it has.
+        let is_regranted = collection == NOT_FOLLOWED && self.complete_by != Some(by);
+        if position < self.position && !is_regranted {
             let last = &self.position;
             findings.broken(Kind::Reordered, format!("{from} comes after {last}"));
         }

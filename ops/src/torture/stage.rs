@@ -26,6 +26,8 @@ use crate::token::{Claims, sign};
 /// The followed collections. The first [`PLAIN`] change by plain writes and transactions alone, so that
 /// each of their changes is an event; the others are dropped, renamed and written over.
 pub(super) const COLLECTIONS: [&str; 5] = ["accounts", "items", "notices", "churn", "churn2"];
+/// What is taken out of a configuration.
+pub(super) const NOT_FOLLOWED: &str = COLLECTIONS[4];
 pub(super) const PLAIN: usize = 3;
 pub(super) const ACCOUNTS: usize = 0;
 /// Whose accounts and items they are.

@@ -10,7 +10,7 @@ use rand::RngExt;
 
 use super::Lane;
 use crate::torture::findings::Kind;
-use crate::torture::stage::{ServerPart, Setting};
+use crate::torture::stage::{NOT_FOLLOWED, ServerPart, Setting};
 
 /// Seconds between two faults.
 const PAUSE: std::ops::Range<f64> = 3.0..10.0;
@@ -20,8 +20,6 @@ const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const SECOND_ENDS_WITHIN: Duration = Duration::from_secs(120);
 const REFUSED_WITHIN: Duration = Duration::from_secs(120);
-/// What is taken out of a configuration.
-const NOT_FOLLOWED: &str = "churn2";
 /// How a program ends that failed, whose configuration is wrong, that the source refused, to which it did
 /// not answer.
 const FAILED: i32 = 1;
@@ -207,6 +205,7 @@ async fn reconfigured(
     for setting in [setting, Setting::Usual] {
         end(lane, server).await?;
         server.configure(setting)?;
+        server.site.history.configured();
         server.start()?;
         if setting != Setting::Usual {
             server.is_ready_within(UP_WITHIN).await;
