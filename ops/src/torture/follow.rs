@@ -66,6 +66,8 @@ struct Follower {
     balances: HashMap<Box<str>, (String, i64)>,
     /// Which collection was put under other rules in which commit: what they show to others is told again.
     rulings: HashSet<(usize, u64)>,
+    /// A name that is no collection was followed, and is no more: to read everything is refused from then on.
+    has_left_a_name: bool,
     /// How much of the server's lines has been read.
     lines_read: u64,
 }
@@ -91,6 +93,7 @@ impl Follower {
             documents: HashMap::new(),
             balances: HashMap::new(),
             rulings: HashSet::new(),
+            has_left_a_name: false,
             lines_read: 0,
         }
     }
@@ -123,6 +126,7 @@ impl Follower {
                 // After the loss of its log it is copied anew, and comes up to here again.
                 Err(ReadError::Ahead | ReadError::Copying) => return,
                 Err(ReadError::Resync(reason)) => {
+                    self.read_lines();
                     self.must_be_excused(reason);
                     self.judge.findings().note(&format!(
                         "{}'s log does not go on from {}: {reason:?}",
@@ -163,7 +167,8 @@ impl Follower {
     fn must_be_excused(&self, reason: ResyncReason) {
         let is_own = self.server.history.generation() == self.generation;
         let may = |cursor| history::may_refuse(&self.server, cursor, is_own, reason);
-        if !self.cursor.as_ref().is_some_and(may) {
+        let is_of_a_name = self.has_left_a_name && reason == ResyncReason::CursorTooOld;
+        if !is_of_a_name && !self.cursor.as_ref().is_some_and(may) {
             let text = format!("{reason:?} of the cursor of {}", self.position);
             self.broken(Kind::Refused, &text);
         }
@@ -303,6 +308,7 @@ impl Follower {
                 if from == 0 {
                     // Another log in the old one's place: it tells everything once more.
                     self.documents.clear();
+                    self.has_left_a_name = false;
                 }
                 (0..COLLECTIONS.len()).for_each(|c| self.judge.gap_opens(index, gap(c, from)));
             }
@@ -311,6 +317,9 @@ impl Follower {
                 if let Some(collection) = collection {
                     self.judge.gap_opens(index, gap(collection, from));
                 }
+            }
+            _ if message.starts_with("no longer followed") => {
+                self.has_left_a_name |= collection.is_none();
             }
             "the copy is finished" => {
                 let through = fields["cluster_time"].as_u64().unwrap_or(u64::MAX);

@@ -2,7 +2,8 @@
 
 mod logs;
 
-use std::time::Duration;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -20,6 +21,7 @@ const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const UP_WITHIN: Duration = Duration::from_secs(20);
 const SECOND_ENDS_WITHIN: Duration = Duration::from_secs(120);
 const REFUSED_WITHIN: Duration = Duration::from_secs(120);
+const REFUSED_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How a program ends that failed, whose configuration is wrong, that the source refused, to which it did
 /// not answer.
 const FAILED: i32 = 1;
@@ -222,6 +224,17 @@ fn served_meanwhile(server: &ServerPart, before: u64) -> Result<bool> {
     Ok(said.contains("what the log has is served meanwhile"))
 }
 
+/// How it ended, where it did; `None` too as soon as it serves what it has, for it would find the source later.
+async fn refused(server: &mut ServerPart, before: u64) -> Result<Option<(ExitStatus, String)>> {
+    let deadline = Instant::now() + REFUSED_WITHIN;
+    loop {
+        let ended = server.ends_within(REFUSED_LOOK_EVERY).await;
+        if ended.is_some() || Instant::now() > deadline || served_meanwhile(server, before)? {
+            return Ok(ended);
+        }
+    }
+}
+
 /// A configuration with a view in it is refused with the reason, and changes nothing.
 async fn view(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
     let name = server.site.name;
@@ -230,7 +243,7 @@ async fn view(lane: &mut Lane, server: &mut ServerPart) -> Result<()> {
     server.configure(Setting::WithView)?;
     let before = std::fs::metadata(server.site.log())?.len();
     server.start()?;
-    match server.ends_within(REFUSED_WITHIN).await {
+    match refused(server, before).await? {
         Some((status, said))
             if status.code() == Some(BAD_CONFIGURATION) && said.contains("view") => {}
         Some((status, _)) if is_sources_fault(status.code()) => {
