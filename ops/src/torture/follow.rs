@@ -1,8 +1,6 @@
 //! Reads a server's change log from its file as it grows, and the server's own lines beside it.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -266,14 +264,7 @@ impl Follower {
 
     /// Copies that begin and end: meanwhile the log may tell a change by reconcile instead.
     fn read_lines(&mut self) {
-        let mut text = Vec::new();
-        let read = File::open(self.server.log()).and_then(|mut log| {
-            log.seek(SeekFrom::Start(self.lines_read))?;
-            log.read_to_end(&mut text)
-        });
-        if read.is_err() {
-            return;
-        }
+        let Ok(text) = self.server.said_after(self.lines_read) else { return };
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         self.lines_read += whole as u64;
         for line in String::from_utf8_lossy(&text[..whole]).lines() {

@@ -2,6 +2,8 @@
 //! its own, and the real one.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -107,6 +109,15 @@ impl ServerSite {
 
     pub(super) fn log(&self) -> PathBuf {
         self.dir.join("server.log")
+    }
+
+    /// What the server has said after so many bytes of its lines.
+    pub(super) fn said_after(&self, bytes: u64) -> io::Result<Vec<u8>> {
+        let mut log = File::open(self.log())?;
+        log.seek(SeekFrom::Start(bytes))?;
+        let mut said = Vec::new();
+        log.read_to_end(&mut said)?;
+        Ok(said)
     }
 }
 

@@ -219,9 +219,8 @@ async fn reconfigured(
 
 /// Whether a server said, after so many bytes of its lines, that it began without the source.
 fn served_meanwhile(server: &ServerPart, before: u64) -> Result<bool> {
-    let said = std::fs::read(server.site.log())?;
-    let said = String::from_utf8_lossy(&said[usize::try_from(before)?..]);
-    Ok(said.contains("what the log has is served meanwhile"))
+    let said = server.site.said_after(before)?;
+    Ok(String::from_utf8_lossy(&said).contains("what the log has is served meanwhile"))
 }
 
 /// How it ended, where it did; `None` too as soon as it serves what it has, for it would find the source later.
